@@ -1,0 +1,57 @@
+"""Statuses and the moves between them."""
+
+from enum import StrEnum
+
+from app.errors import IllegalTransition
+
+
+class JobStatus(StrEnum):
+    READY = "ready"  # accepted, nothing made yet
+    RUNNING = "running"
+    PAUSED = "paused"  # by a person
+    PARKED = "parked"  # by the engine: waits for a teacher, a budget or a decision
+    FINALIZING = "finalizing"  # all rows are there; last segments are written
+    COMPLETED = "completed"
+    FAILED = "failed"  # nothing but failures
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
+CLAIMABLE = frozenset({JobStatus.READY, JobStatus.RUNNING})
+
+_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.READY: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.PARKED, JobStatus.CANCELLED, JobStatus.FINALIZING}),
+    JobStatus.RUNNING: frozenset({JobStatus.PAUSED, JobStatus.PARKED, JobStatus.FINALIZING, JobStatus.CANCELLED}),
+    JobStatus.PAUSED: frozenset({JobStatus.READY, JobStatus.RUNNING, JobStatus.CANCELLED}),
+    JobStatus.PARKED: frozenset({JobStatus.READY, JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED}),
+    JobStatus.FINALIZING: frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.RUNNING}),
+    JobStatus.COMPLETED: frozenset({JobStatus.RUNNING}),  # retry of failed rows
+    JobStatus.FAILED: frozenset({JobStatus.RUNNING}),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+def check_move(current: JobStatus, wanted: JobStatus) -> None:
+    """Raises `IllegalTransition` where a job cannot go from one status to the other."""
+    if wanted not in _MOVES[current]:
+        allowed = ", ".join(sorted(_MOVES[current])) or "nothing: this status is final"
+        raise IllegalTransition(f"a job that is {current} cannot become {wanted}; from here it can become: {allowed}")
+
+
+class ShardStatus(StrEnum):
+    READY = "ready"
+    LEASED = "leased"
+    FINISHED = "finished"
+
+
+class CompletionStatus(StrEnum):
+    COMPLETED = "completed"
+    FAILED = "failed"
+    RETRY = "retry"  # failed once, asked for again: the row is replaced by the next outcome
+
+
+class ExportStatus(StrEnum):
+    READY = "ready"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"

@@ -1,0 +1,42 @@
+"""Where a reasoning trace ends and the answer begins."""
+
+from dataclasses import dataclass
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoned:
+    """A text split into its trace and its answer. `truncated`: the trace never closed."""
+
+    reasoning: str | None
+    answer: str
+    truncated: bool = False
+
+
+def split_reasoning(text: str, begun: bool = False) -> Reasoned:
+    """Split `<think>…</think>answer`. A trace that was cut off stays reasoning and is marked truncated.
+
+    `begun`: the turn was prefilled with `<think>` (or its template opens one), so that the text starts inside it.
+    A closing tag without an opening one means the same: several chat templates put the opening tag in the prompt.
+    """
+    body = text.lstrip()
+    if body.startswith(OPEN):
+        body, begun = body[len(OPEN) :], True
+    elif not begun and CLOSE not in body:
+        return Reasoned(None, text)
+    trace, close, answer = body.partition(CLOSE)
+    if not close:
+        return Reasoned(trace.strip("\n"), "", truncated=True)
+    return Reasoned(trace.strip("\n"), answer.lstrip("\n"))
+
+
+def reasoning_of(message: dict[str, object]) -> tuple[str | None, str]:
+    """(reasoning, content) of a chat message: `reasoning`, `reasoning_content`, or `<think>` text in `content`."""
+    content = message.get("content")
+    text = content if isinstance(content, str) else ""
+    for name in ("reasoning", "reasoning_content"):
+        trace = message.get(name)
+        if isinstance(trace, str) and trace:
+            return trace, text
+    return None, text
