@@ -174,7 +174,9 @@ class Job(Base):
     budget: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     shard_size: Mapped[int] = mapped_column(Integer)
     cut_through: Mapped[int] = mapped_column(default=0)  # prompts before this number are in shards
-    n_expected: Mapped[int] = mapped_column(default=0)  # completions, over all teachers and stages, cut so far
+    n_expected: Mapped[int] = mapped_column(
+        default=0
+    )  # completions, over all teachers and stages, cut so far
     n_shards: Mapped[int] = mapped_column(default=0)
     n_shards_finished: Mapped[int] = mapped_column(default=0)
     code_version: Mapped[str]
@@ -205,7 +207,9 @@ class Lane(Base):
     __tablename__ = "lane"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("job.id"), primary_key=True)
-    teacher: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)  # position in the job
+    teacher: Mapped[int] = mapped_column(
+        SmallInteger, primary_key=True, autoincrement=False
+    )  # position in the job
     teacher_id: Mapped[str] = mapped_column(ForeignKey("teacher.id"), index=True)
     teacher_name: Mapped[str]
     driver: Mapped[str]
@@ -256,7 +260,9 @@ class Shard(Base):
     n_failed: Mapped[int] = mapped_column(Integer, default=0)
     status: Mapped[str]
     owner: Mapped[str | None]
-    epoch: Mapped[int] = mapped_column(default=0)  # the fencing token: every later write of the shard checks it
+    epoch: Mapped[int] = mapped_column(
+        default=0
+    )  # the fencing token: every later write of the shard checks it
     lease_until: Mapped[float | None]
     claims_without_progress: Mapped[int] = mapped_column(Integer, default=0)
     segment_id: Mapped[int | None]  # no foreign key: the two tables would point at each other
@@ -339,7 +345,9 @@ class Completion(Base):
     completion_tokens: Mapped[int | None] = mapped_column(Integer)
     reasoning_tokens: Mapped[int | None] = mapped_column(Integer)
     cached_tokens: Mapped[int | None] = mapped_column(Integer)
-    n_tokens: Mapped[int | None] = mapped_column(Integer)  # tokens in the segment; None: the teacher gave no ids
+    n_tokens: Mapped[int | None] = mapped_column(
+        Integer
+    )  # tokens in the segment; None: the teacher gave no ids
     attempts: Mapped[int] = mapped_column(SmallInteger)
     calls: Mapped[int] = mapped_column(SmallInteger)
     latency_ms: Mapped[int] = mapped_column(Integer)

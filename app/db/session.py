@@ -33,7 +33,10 @@ def connect(url: str, pool_size: int = 10) -> Engine:
     target = make_url(url)
     if target.get_backend_name() == "sqlite":
         engine = create_engine(
-            target, connect_args={"timeout": 30, "check_same_thread": False}, pool_size=pool_size, max_overflow=20
+            target,
+            connect_args={"timeout": 30, "check_same_thread": False},
+            pool_size=pool_size,
+            max_overflow=20,
         )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

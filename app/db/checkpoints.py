@@ -1,0 +1,261 @@
+"""The checkpoint: finished samples become rows, counters move, token columns are kept; one short, fenced transaction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Integer, bindparam, cast, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from app.db.models import Completion, Counter, Job, Lane, Pace, Part, PromptRow, Segment, Shard
+from app.db.session import db_now
+from app.db.shards import held
+from app.domain.clock import PACE_SECONDS
+from app.domain.lifecycle import CompletionStatus
+
+STRIPES = 8
+
+COLUMNS = tuple(
+    column.name for column in Completion.__table__.columns if column.name not in ("parent_id", "created_at")
+)
+_KEY = ("job_id", "stage", "prompt_number", "teacher", "sample_index")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a checkpoint adds to the counters of one job and teacher."""
+
+    completed: int = 0
+    failed: int = 0
+    reused: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    calls: int = 0
+    retries: int = 0
+
+
+@dataclass(slots=True)
+class ShardBatch:
+    """The finished samples of one shard. `rows` are tuples in the order of `COLUMNS`."""
+
+    shard_id: int
+    epoch: int
+    sequence: int
+    job_id: str
+    teacher: int
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    part: bytes | None = None
+    tally: Tally = field(default_factory=Tally)
+
+
+def record(connection: Connection, owner: str, stripe: int, batches: Sequence[ShardBatch]) -> set[int]:
+    """Write the batches whose shards are still ours. Returns those shards' ids; the others' work is dropped.
+
+    A row that is there already is left as it is, unless it waits for a retry. Counters move by the rows really
+    written, so that they equal a recount at every commit.
+    """
+    ours = held(connection, owner, [(batch.shard_id, batch.epoch) for batch in batches])
+    kept = [batch for batch in batches if batch.shard_id in ours]
+    if not kept:
+        return ours
+    rows = [row for batch in kept for row in batch.rows]
+    written = _insert(connection, rows)
+    if written != len(rows):
+        # The fence makes this impossible; were it to happen, wrong counters would be worse than asking again.
+        raise RuntimeError(
+            f"a checkpoint of {len(rows)} new rows wrote {written}: the rows of a leased shard changed"
+        )
+    connection.execute(
+        _COUNT_SHARD,
+        [{"shard": b.shard_id, "done": b.tally.completed, "failures": b.tally.failed} for b in kept],
+    )
+    parts = [
+        {"shard_id": b.shard_id, "epoch": b.epoch, "sequence": b.sequence, "payload": b.part}
+        for b in kept
+        if b.part is not None
+    ]
+    if parts:
+        connection.execute(insert(Part), parts)
+    for (job_id, teacher), tally in _by_lane(kept).items():
+        _count(connection, job_id, teacher, stripe, tally)
+        if tally.completed:
+            connection.execute(_UNPARK, {"job": job_id, "position": teacher})
+    return ours
+
+
+_COUNT_SHARD = (
+    update(Shard)
+    .where(Shard.id == bindparam("shard"))
+    .values(
+        n_completed=Shard.n_completed + bindparam("done"),
+        n_failed=Shard.n_failed + bindparam("failures"),
+        claims_without_progress=0,
+    )
+)
+
+_UNPARK = (
+    update(Lane)
+    .where(
+        Lane.job_id == bindparam("job"),
+        Lane.teacher == bindparam("position"),
+        Lane.parked_reason.is_not(None),
+    )
+    .values(parked_reason=None, parked_kind=None, parked_until=None)
+)
+
+
+def _insert_sql(dialect: str) -> str:
+    """One statement text per dialect, made once: a driver's executemany of tuples costs a third of SQLAlchemy's."""
+    mark, now = ("?", "((julianday('now') - 2440587.5) * 86400.0)")
+    if dialect == "postgresql":
+        mark, now = "%s", "extract(epoch from clock_timestamp())::double precision"
+    replaced = [name for name in COLUMNS if name not in _KEY]
+    assignments = ", ".join(f"{name} = excluded.{name}" for name in [*replaced, "created_at"])
+    return (
+        f"INSERT INTO completion ({', '.join(COLUMNS)}, created_at) "
+        f"VALUES ({', '.join([mark] * len(COLUMNS))}, {now}) "
+        f"ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET {assignments} "
+        f"WHERE completion.status = '{CompletionStatus.RETRY}'"
+    )
+
+
+_INSERT_SQL = {name: _insert_sql(name) for name in ("sqlite", "postgresql")}
+
+
+def _insert(connection: Connection, rows: list[tuple[Any, ...]]) -> int:
+    if not rows:
+        return 0
+    return connection.exec_driver_sql(_INSERT_SQL[connection.dialect.name], rows).rowcount
+
+
+def _by_lane(batches: Sequence[ShardBatch]) -> dict[tuple[str, int], Tally]:
+    lanes: dict[tuple[str, int], Tally] = {}
+    for batch in batches:
+        total = lanes.setdefault((batch.job_id, batch.teacher), Tally())
+        for name in Tally.__slots__:
+            setattr(total, name, getattr(total, name) + getattr(batch.tally, name))
+    return lanes
+
+
+def _count(connection: Connection, job_id: str, teacher: int, stripe: int, tally: Tally) -> None:
+    upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    values = {name: getattr(tally, name) for name in Tally.__slots__}
+    counter = upsert(Counter).values(job_id=job_id, teacher=teacher, stripe=stripe, **values)
+    connection.execute(
+        counter.on_conflict_do_update(
+            index_elements=["job_id", "teacher", "stripe"],
+            set_={name: getattr(Counter, name) + counter.excluded[name] for name in values},
+        )
+    )
+    step = cast(
+        func.floor(db_now() / PACE_SECONDS)
+        if connection.dialect.name == "postgresql"
+        else db_now() / PACE_SECONDS,
+        Integer,
+    )
+    pace = upsert(Pace).values(
+        job_id=job_id,
+        step=step,
+        stripe=stripe,
+        rows=tally.completed + tally.failed,
+        tokens=tally.completion_tokens,
+    )
+    connection.execute(
+        pace.on_conflict_do_update(
+            index_elements=["job_id", "step", "stripe"],
+            set_={"rows": Pace.rows + pace.excluded.rows, "tokens": Pace.tokens + pace.excluded.tokens},
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptToAnswer:
+    number: int
+    body: bytes
+    license: str
+    content_hash: bytes
+
+
+def prompts_of(
+    connection: Connection, job_id: str, first: int, end: int, teacher_name: str
+) -> list[PromptToAnswer]:
+    """The prompts [first, end) of a job's set that this teacher is to answer."""
+    rows = connection.execute(
+        select(PromptRow.number, PromptRow.body, PromptRow.license, PromptRow.content_hash, PromptRow.teacher)
+        .where(
+            PromptRow.prompt_set_id == select(Job.prompt_set_id).where(Job.id == job_id).scalar_subquery(),
+            PromptRow.number >= first,
+            PromptRow.number < end,
+        )
+        .order_by(PromptRow.number)
+    )
+    return [
+        PromptToAnswer(row.number, row.body, row.license, row.content_hash)
+        for row in rows
+        if row.teacher is None or row.teacher == teacher_name
+    ]
+
+
+def recorded(
+    connection: Connection, job_id: str, stage: int, teacher: int, first: int, end: int
+) -> set[tuple[int, int]]:
+    """(prompt number, sample index) of the samples that need no further call."""
+    rows = connection.execute(
+        select(Completion.prompt_number, Completion.sample_index).where(
+            Completion.job_id == job_id,
+            Completion.stage == stage,
+            Completion.prompt_number >= first,
+            Completion.prompt_number < end,
+            Completion.teacher == teacher,
+            Completion.status != CompletionStatus.RETRY,
+        )
+    )
+    return {(number, index) for number, index in rows}
+
+
+def parts_of(connection: Connection, shard_id: int) -> list[bytes]:
+    """The token columns of a shard's checkpoints, in the order of writing."""
+    return list(
+        connection.execute(
+            select(Part.payload).where(Part.shard_id == shard_id).order_by(Part.epoch, Part.sequence)
+        ).scalars()
+    )
+
+
+def segment_of(connection: Connection, shard_id: int) -> tuple[str, int, bytes] | None:
+    """(path, generation, sha256) of a shard's segment, where it has one."""
+    row = connection.execute(
+        select(Segment.path, Segment.generation, Segment.sha256)
+        .join(Shard, Shard.segment_id == Segment.id)
+        .where(Shard.id == shard_id)
+    ).one_or_none()
+    return None if row is None else (row.path, row.generation, row.sha256)
+
+
+def add_segment(
+    connection: Connection,
+    shard_id: int,
+    generation: int,
+    path: str,
+    sha256: bytes,
+    n_bytes: int,
+    n_rows: int,
+    k: int,
+) -> int:
+    """Record a segment whose file is already synced; its parts are no longer needed. Returns its id."""
+    connection.execute(delete(Part).where(Part.shard_id == shard_id))
+    made = connection.execute(
+        insert(Segment)
+        .values(
+            shard_id=shard_id,
+            generation=generation,
+            path=path,
+            sha256=sha256,
+            n_bytes=n_bytes,
+            n_rows=n_rows,
+            k=k,
+            created_at=db_now(),
+        )
+        .returning(Segment.id)
+    ).scalar_one()
+    return made

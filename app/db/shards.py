@@ -1,0 +1,403 @@
+"""Shards: cut from a prompt set, claimed under a lease, fenced by their epoch, finished once."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
+
+from app.db.models import Job, Lane, PromptRow, PromptSet, Shard, ShardAttempt, SlotGrant, Stage
+from app.db.session import db_now
+from app.domain.lifecycle import ENDED, JobStatus, ShardStatus
+
+_WORKABLE = (JobStatus.READY, JobStatus.RUNNING, JobStatus.PARKED, JobStatus.FINALIZING)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A shard that this worker holds until its lease runs out. `epoch` is the fencing token."""
+
+    shard_id: int
+    epoch: int
+    job_id: str
+    stage: int
+    teacher: int
+    first_prompt: int
+    end_prompt: int
+    n_expected: int
+    claims_without_progress: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A lane with a shard to claim, in the order of priority and fair share."""
+
+    job_id: str
+    teacher: int
+    teacher_id: str
+    parked: bool
+
+
+def cut(connection: Connection, job_id: str) -> int:
+    """Cut the prompts that are not in shards yet. Returns how many completions were added to the job.
+
+    Idempotent: `job.cut_through` moves in the same transaction, under the job's row lock.
+    """
+    job = connection.execute(
+        select(Job.prompt_set_id, Job.shard_size, Job.cut_through, Job.status)
+        .where(Job.id == job_id)
+        .with_for_update()
+    ).one()
+    if job.status in ENDED:
+        return 0
+    prompts = connection.execute(
+        select(PromptSet.n_prompts, PromptSet.names_teachers).where(PromptSet.id == job.prompt_set_id)
+    ).one()
+    if job.cut_through >= prompts.n_prompts:
+        return 0
+    lanes = connection.execute(select(Lane.teacher, Lane.teacher_name).where(Lane.job_id == job_id)).all()
+    stages = connection.execute(select(Stage.position, Stage.n).where(Stage.job_id == job_id)).all()
+    ranges = [
+        (first, min(first + job.shard_size, prompts.n_prompts))
+        for first in range(job.cut_through, prompts.n_prompts, job.shard_size)
+    ]
+    named = _named_prompts(
+        connection, job.prompt_set_id, job.cut_through, job.shard_size, prompts.names_teachers
+    )
+    rows = []
+    for bucket, (first, end) in enumerate(ranges):
+        by_name = named.get(bucket, {})
+        for lane in lanes:
+            others = sum(count for name, count in by_name.items() if name != lane.teacher_name)
+            mine = end - first - others
+            for stage in stages:
+                if mine > 0:
+                    rows.append(
+                        {
+                            "job_id": job_id,
+                            "stage": stage.position,
+                            "teacher": lane.teacher,
+                            "first_prompt": first,
+                            "end_prompt": end,
+                            "n_expected": mine * stage.n,
+                            "status": ShardStatus.READY,
+                        }
+                    )
+    expected = sum(row["n_expected"] for row in rows)
+    if rows:
+        connection.execute(insert(Shard), rows)
+    connection.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(
+            cut_through=prompts.n_prompts,
+            n_expected=Job.n_expected + expected,
+            n_shards=Job.n_shards + len(rows),
+        )
+    )
+    return expected
+
+
+def _named_prompts(
+    connection: Connection, prompt_set_id: str, first: int, size: int, any_named: bool
+) -> dict[int, dict[str, int]]:
+    """How many prompts of each shard-to-be ask for a teacher by name: bucket → name → count."""
+    if not any_named:
+        return {}
+    bucket = (PromptRow.number - first) // size
+    found: dict[int, dict[str, int]] = {}
+    for number, name, count in connection.execute(
+        select(bucket.label("bucket"), PromptRow.teacher, func.count())
+        .where(
+            PromptRow.prompt_set_id == prompt_set_id,
+            PromptRow.number >= first,
+            PromptRow.teacher.is_not(None),
+        )
+        .group_by("bucket", PromptRow.teacher)
+    ):
+        found.setdefault(int(number), {})[name] = count
+    return found
+
+
+def candidates(connection: Connection, teacher_names: tuple[str, ...]) -> list[Candidate]:
+    """Lanes with something to claim: higher priority first, then the job with the fewest shards under lease."""
+    leased = (
+        select(Shard.job_id, func.count().label("n"))
+        .where(Shard.status == ShardStatus.LEASED)
+        .group_by(Shard.job_id)
+        .subquery()
+    )
+    mine = and_(Shard.job_id == Lane.job_id, Shard.teacher == Lane.teacher)
+    ready = exists().where(mine, Shard.status == ShardStatus.READY)
+    expired = exists().where(mine, Shard.status == ShardStatus.LEASED, Shard.lease_until < db_now())
+    query = (
+        select(Lane.job_id, Lane.teacher, Lane.teacher_id, Lane.parked_reason)
+        .join(Job, Job.id == Lane.job_id)
+        .outerjoin(leased, leased.c.job_id == Job.id)
+        .where(
+            Job.status.in_(_WORKABLE),
+            or_(Lane.parked_reason.is_(None), Lane.parked_until <= db_now()),
+            or_(ready, expired),
+        )
+        .order_by(Job.priority.desc(), func.coalesce(leased.c.n, 0), Job.id, Lane.teacher)
+    )
+    if teacher_names:
+        query = query.where(Lane.teacher_name.in_(teacher_names))
+    return [
+        Candidate(row.job_id, row.teacher, row.teacher_id, row.parked_reason is not None)
+        for row in connection.execute(query)
+    ]
+
+
+def claim(
+    connection: Connection, lane: Candidate, owner: str, lease_seconds: float, park_seconds: float
+) -> Claim | None:
+    """Take the next shard of a lane: an expired lease first, else the oldest ready one. None: others were faster.
+
+    A parked lane lets one trial through per `park_seconds`; it is unparked by the first completion recorded.
+    """
+    if (
+        lane.parked
+        and not connection.execute(
+            update(Lane)
+            .where(Lane.job_id == lane.job_id, Lane.teacher == lane.teacher, Lane.parked_until <= db_now())
+            .values(parked_until=db_now() + park_seconds)
+        ).rowcount
+    ):
+        return None
+    mine = (Shard.job_id == lane.job_id, Shard.teacher == lane.teacher)
+    expired = (
+        select(Shard.id)
+        .where(*mine, Shard.status == ShardStatus.LEASED, Shard.lease_until < db_now())
+        .order_by(Shard.lease_until)
+    )
+    ready = select(Shard.id).where(*mine, Shard.status == ShardStatus.READY).order_by(Shard.id)
+    for choice in (expired, ready):
+        row = connection.execute(
+            update(Shard)
+            .where(Shard.id == choice.limit(1).with_for_update(skip_locked=True).scalar_subquery())
+            .values(
+                status=ShardStatus.LEASED,
+                owner=owner,
+                epoch=Shard.epoch + 1,
+                lease_until=db_now() + lease_seconds,
+                claims_without_progress=Shard.claims_without_progress + 1,
+            )
+            .returning(Shard)
+        ).one_or_none()
+        if row is not None:
+            break
+    else:
+        return None
+    connection.execute(
+        update(ShardAttempt)
+        .where(
+            ShardAttempt.shard_id == row.id,
+            ShardAttempt.epoch == row.epoch - 1,
+            ShardAttempt.ended_at.is_(None),
+        )
+        .values(ended_at=db_now(), outcome="lost", detail="its lease ran out")
+    )
+    connection.execute(
+        insert(ShardAttempt).values(shard_id=row.id, epoch=row.epoch, owner=owner, claimed_at=db_now())
+    )
+    connection.execute(
+        update(Job)
+        .where(Job.id == row.job_id, Job.status.in_((JobStatus.READY, JobStatus.PARKED)))
+        .values(
+            status=JobStatus.RUNNING, status_reason=None, started_at=func.coalesce(Job.started_at, db_now())
+        )
+    )
+    return Claim(
+        row.id,
+        row.epoch,
+        row.job_id,
+        row.stage,
+        row.teacher,
+        row.first_prompt,
+        row.end_prompt,
+        row.n_expected,
+        row.claims_without_progress,
+    )
+
+
+def held(connection: Connection, owner: str, claims: list[tuple[int, int]]) -> set[int]:
+    """The shards among (id, epoch) that are still ours, their rows locked until the transaction ends."""
+    epochs = dict(claims)
+    rows = connection.execute(
+        select(Shard.id, Shard.epoch)
+        .where(Shard.id.in_(sorted(epochs)), Shard.owner == owner, Shard.status == ShardStatus.LEASED)
+        .order_by(Shard.id)
+        .with_for_update(key_share=True)
+    )
+    return {shard_id for shard_id, epoch in rows if epochs[shard_id] == epoch}
+
+
+_EXTEND = (
+    update(Shard)
+    .where(
+        Shard.id == bindparam("shard"),
+        Shard.epoch == bindparam("fence"),
+        Shard.owner == bindparam("holder"),
+        Shard.status == ShardStatus.LEASED,
+    )
+    .values(lease_until=db_now() + bindparam("lease"))
+)
+
+
+def extend(
+    connection: Connection, owner: str, claims: list[tuple[int, int]], lease_seconds: float
+) -> set[int]:
+    """Prolong the leases. Returns the shards that are still ours."""
+    ours = set()
+    for shard_id, epoch in sorted(claims):
+        if connection.execute(
+            _EXTEND, {"shard": shard_id, "fence": epoch, "holder": owner, "lease": lease_seconds}
+        ).rowcount:
+            ours.add(shard_id)
+    return ours
+
+
+def release(
+    connection: Connection, owner: str, shard_id: int, epoch: int, outcome: str, detail: str | None
+) -> bool:
+    """Give a shard back before it is finished; the next claim goes on where this one stopped."""
+    given = connection.execute(
+        update(Shard)
+        .where(
+            Shard.id == shard_id,
+            Shard.epoch == epoch,
+            Shard.owner == owner,
+            Shard.status == ShardStatus.LEASED,
+        )
+        .values(
+            status=ShardStatus.READY,
+            owner=None,
+            lease_until=None,
+            # An orderly release is no sign of a poison prompt.
+            claims_without_progress=func.coalesce(Shard.claims_without_progress, 1) - 1,
+        )
+    ).rowcount
+    _close_attempt(connection, shard_id, epoch, outcome, detail)
+    return bool(given)
+
+
+def _close_attempt(
+    connection: Connection, shard_id: int, epoch: int, outcome: str, detail: str | None
+) -> None:
+    connection.execute(
+        update(ShardAttempt)
+        .where(
+            ShardAttempt.shard_id == shard_id, ShardAttempt.epoch == epoch, ShardAttempt.ended_at.is_(None)
+        )
+        .values(ended_at=db_now(), outcome=outcome, detail=detail)
+    )
+
+
+def finish(connection: Connection, owner: str, shard_id: int, epoch: int, segment_id: int | None) -> bool:
+    """Mark a shard finished under its fence and end the job where it was the last. False: the lease is lost."""
+    row = connection.execute(
+        update(Shard)
+        .where(
+            Shard.id == shard_id,
+            Shard.epoch == epoch,
+            Shard.owner == owner,
+            Shard.status == ShardStatus.LEASED,
+            Shard.n_completed + Shard.n_failed == Shard.n_expected,
+        )
+        .values(
+            status=ShardStatus.FINISHED,
+            owner=None,
+            lease_until=None,
+            segment_id=Shard.segment_id if segment_id is None else segment_id,
+        )
+        .returning(Shard.job_id)
+    ).one_or_none()
+    if row is None:
+        return False
+    _close_attempt(connection, shard_id, epoch, "finished", None)
+    connection.execute(
+        update(Job).where(Job.id == row.job_id).values(n_shards_finished=Job.n_shards_finished + 1)
+    )
+    end_job_if_done(connection, row.job_id)
+    return True
+
+
+def begin_finalizing(connection: Connection, job_id: str) -> None:
+    """The job's last shard has all its rows and is about to write its segment."""
+    connection.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.status == JobStatus.RUNNING, Job.n_shards_finished == Job.n_shards - 1)
+        .values(status=JobStatus.FINALIZING)
+    )
+
+
+def end_job_if_done(connection: Connection, job_id: str) -> bool:
+    """Complete (or fail, where nothing succeeded) a job whose shards are all finished."""
+    job = connection.execute(
+        select(
+            Job.status, Job.follow, Job.cut_through, Job.n_shards, Job.n_shards_finished, Job.prompt_set_id
+        )
+        .where(Job.id == job_id)
+        .with_for_update()
+    ).one()
+    if job.status in ENDED or job.n_shards_finished < job.n_shards:
+        return False
+    prompts = connection.execute(
+        select(PromptSet.sealed, PromptSet.n_prompts).where(PromptSet.id == job.prompt_set_id)
+    ).one()
+    if job.follow and not (prompts.sealed and job.cut_through >= prompts.n_prompts):
+        return False
+    completed, failed = connection.execute(
+        select(
+            func.coalesce(func.sum(Shard.n_completed), 0), func.coalesce(func.sum(Shard.n_failed), 0)
+        ).where(Shard.job_id == job_id)
+    ).one()
+    nothing = completed == 0 and failed > 0
+    connection.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(
+            status=JobStatus.FAILED if nothing else JobStatus.COMPLETED,
+            status_reason="every completion failed; see /failures" if nothing else None,
+            ended_at=db_now(),
+        )
+    )
+    return True
+
+
+def grant(
+    connection: Connection, scope: str, cap: int, worker: str, wanted: int, in_use: int, seconds: float
+) -> int:
+    """This worker's share of a cap of calls in flight. The shares of all live workers never exceed the cap.
+
+    A share is lowered at once down to what is in use, and raised only by what others have given back.
+    The caller holds the lock of the scope's row.
+    """
+    connection.execute(
+        SlotGrant.__table__.delete().where(SlotGrant.lease_until < db_now())  # type: ignore[attr-defined]
+    )
+    rows = {
+        row.worker_id: row.slots
+        for row in connection.execute(
+            select(SlotGrant.worker_id, SlotGrant.slots)
+            .where(SlotGrant.scope == scope)
+            .order_by(SlotGrant.worker_id)
+        )
+    }
+    workers = sorted({*rows, worker})
+    rank, count = workers.index(worker), len(workers)
+    share = cap // count + (1 if rank < cap % count else 0)
+    others = sum(slots for name, slots in rows.items() if name != worker)
+    slots = max(0, min(max(in_use, min(share, wanted)), cap - others))
+    values = {"slots": slots, "lease_until": db_now() + seconds}
+    if worker in rows:
+        connection.execute(
+            update(SlotGrant).where(SlotGrant.scope == scope, SlotGrant.worker_id == worker).values(**values)
+        )
+    else:
+        connection.execute(insert(SlotGrant).values(scope=scope, worker_id=worker, **values))
+    return slots
+
+
+def locked_cap(connection: Connection, scope: str, column: object, key: object) -> int | None:
+    """The cap in `column` of the row whose `key` is `scope`, with the row locked."""
+    return connection.execute(select(column).where(key == scope).with_for_update()).scalar_one_or_none()  # type: ignore[call-overload,no-any-return]
