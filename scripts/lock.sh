@@ -1,0 +1,17 @@
+#!/bin/sh
+# Makes the three locks from pyproject.toml: one resolution for every platform and Python that the project supports, with
+# hashes, wheels only. Called by `make lock`; extra arguments go to uv.
+set -eu
+cd "$(dirname "$0")/.."
+
+compile() {
+    out=$1
+    shift
+    .venv-lock/bin/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes --only-binary :all: \
+        --no-config --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file "$out" "$@"
+    echo "$out: $(grep -c '^[A-Za-z0-9]' "$out") packages"
+}
+
+compile requirements.lock pyproject.toml --group build "$@"
+compile tests/requirements.lock pyproject.toml --group build --group test --extra s3 --constraint requirements.lock "$@"
+compile scripts/requirements.lock --group lock "$@"
