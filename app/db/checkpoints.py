@@ -1,4 +1,4 @@
-"""The checkpoint: finished samples become rows, counters move, token columns are kept; one short, fenced transaction."""
+"""The checkpoint: finished samples become rows and counters move, in one short, fenced transaction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -111,8 +111,8 @@ def _insert_sql(dialect: str) -> str:
         mark, now = "%s", "extract(epoch from clock_timestamp())::double precision"
     replaced = [name for name in COLUMNS if name not in _KEY]
     assignments = ", ".join(f"{name} = excluded.{name}" for name in [*replaced, "created_at"])
-    return (
-        f"INSERT INTO completion ({', '.join(COLUMNS)}, created_at) "
+    return (  # every word of it is a constant of this module
+        f"INSERT INTO completion ({', '.join(COLUMNS)}, created_at) "  # noqa: S608
         f"VALUES ({', '.join([mark] * len(COLUMNS))}, {now}) "
         f"ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET {assignments} "
         f"WHERE completion.status = '{CompletionStatus.RETRY}'"
@@ -210,7 +210,7 @@ def recorded(
             Completion.status != CompletionStatus.RETRY,
         )
     )
-    return {(number, index) for number, index in rows}
+    return {(row.prompt_number, row.sample_index) for row in rows}
 
 
 def parts_of(connection: Connection, shard_id: int) -> list[bytes]:

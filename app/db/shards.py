@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
 
-from app.db.models import Job, Lane, PromptRow, PromptSet, Shard, ShardAttempt, SlotGrant, Stage
+from app.db.models import Job, Lane, PromptRow, PromptSet, Shard, ShardAttempt, SlotGrant, Stage, Teacher
 from app.db.session import db_now
 from app.domain.lifecycle import ENDED, JobStatus, ShardStatus
 
@@ -63,25 +63,26 @@ def cut(connection: Connection, job_id: str) -> int:
         connection, job.prompt_set_id, job.cut_through, job.shard_size, prompts.names_teachers
     )
     rows = []
+    expected = 0
     for bucket, (first, end) in enumerate(ranges):
         by_name = named.get(bucket, {})
         for lane in lanes:
-            others = sum(count for name, count in by_name.items() if name != lane.teacher_name)
-            mine = end - first - others
-            for stage in stages:
-                if mine > 0:
-                    rows.append(
-                        {
-                            "job_id": job_id,
-                            "stage": stage.position,
-                            "teacher": lane.teacher,
-                            "first_prompt": first,
-                            "end_prompt": end,
-                            "n_expected": mine * stage.n,
-                            "status": ShardStatus.READY,
-                        }
-                    )
-    expected = sum(row["n_expected"] for row in rows)
+            mine = end - first - sum(count for name, count in by_name.items() if name != lane.teacher_name)
+            if mine == 0:
+                continue
+            expected += sum(mine * stage.n for stage in stages)
+            rows += [
+                {
+                    "job_id": job_id,
+                    "stage": stage.position,
+                    "teacher": lane.teacher,
+                    "first_prompt": first,
+                    "end_prompt": end,
+                    "n_expected": mine * stage.n,
+                    "status": ShardStatus.READY,
+                }
+                for stage in stages
+            ]
     if rows:
         connection.execute(insert(Shard), rows)
     connection.execute(
@@ -113,7 +114,7 @@ def _named_prompts(
         )
         .group_by("bucket", PromptRow.teacher)
     ):
-        found.setdefault(int(number), {})[name] = count
+        found.setdefault(int(number), {})[str(name)] = count
     return found
 
 
@@ -375,7 +376,7 @@ def grant(
     connection.execute(
         SlotGrant.__table__.delete().where(SlotGrant.lease_until < db_now())  # type: ignore[attr-defined]
     )
-    rows = {
+    rows: dict[str, int] = {
         row.worker_id: row.slots
         for row in connection.execute(
             select(SlotGrant.worker_id, SlotGrant.slots)
@@ -398,6 +399,8 @@ def grant(
     return slots
 
 
-def locked_cap(connection: Connection, scope: str, column: object, key: object) -> int | None:
-    """The cap in `column` of the row whose `key` is `scope`, with the row locked."""
-    return connection.execute(select(column).where(key == scope).with_for_update()).scalar_one_or_none()  # type: ignore[call-overload,no-any-return]
+def locked_cap(connection: Connection, table: type[Job] | type[Teacher], scope: str) -> int | None:
+    """The cap of calls in flight of a job or teacher, with its row locked."""
+    return connection.execute(
+        select(table.max_in_flight).where(table.id == scope).with_for_update()
+    ).scalar_one_or_none()

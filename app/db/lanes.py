@@ -1,0 +1,125 @@
+"""Lanes: one teacher of one job, what it was when the job began, and whether it is parked."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, exists, func, select, update
+
+from app.db.models import Job, Lane, Shard, Stage, Teacher
+from app.db.session import db_now
+from app.domain.lifecycle import JobStatus, ShardStatus
+from app.domain.sampling import Elicitation, SamplingParameters
+from app.teachers.base import TeacherSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """What a stage asks of a teacher."""
+
+    sampling: SamplingParameters
+    n: int
+    top_logprobs: int
+    elicit: Elicitation | None
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSpec:
+    """All that a worker needs to know of a lane before its first call."""
+
+    project_id: str
+    job_id: str
+    teacher: int
+    teacher_id: str
+    spec: TeacherSpec
+    license: str | None
+    identity_sha256: bytes | None
+    stages: dict[int, StageSpec]
+    priority: int
+    job_cap: int | None
+    teacher_cap: int | None
+    reuse: bool
+
+
+def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
+    row = connection.execute(
+        select(Lane, Job.project_id, Job.priority, Job.max_in_flight.label("job_cap"), Job.reuse)
+        .join(Job, Job.id == Lane.job_id)
+        .where(Lane.job_id == job_id, Lane.teacher == teacher)
+    ).one()
+    # Address, secret and options are the teacher's present ones (a moved server is the same teacher);
+    # model and revision are those of the job's beginning.
+    now = connection.execute(
+        select(Teacher.base_url, Teacher.secret_ref, Teacher.options, Teacher.max_in_flight).where(
+            Teacher.id == row.teacher_id
+        )
+    ).one()
+    stages = connection.execute(select(Stage.__table__).where(Stage.job_id == job_id)).all()
+    return LaneSpec(
+        project_id=row.project_id,
+        job_id=job_id,
+        teacher=teacher,
+        teacher_id=row.teacher_id,
+        spec=TeacherSpec(
+            name=row.teacher_name,
+            driver=row.driver,
+            model=row.model,
+            revision=row.revision,
+            base_url=now.base_url,
+            secret_ref=now.secret_ref,
+            options=now.options,
+        ),
+        license=row.license,
+        identity_sha256=row.identity_sha256,
+        stages={
+            stage.position: StageSpec(
+                sampling=SamplingParameters.model_validate(stage.sampling),
+                n=stage.n,
+                top_logprobs=stage.top_logprobs,
+                elicit=None if stage.elicit is None else Elicitation.model_validate(stage.elicit),
+            )
+            for stage in stages
+        },
+        priority=row.priority,
+        job_cap=row.job_cap,
+        teacher_cap=now.max_in_flight,
+        reuse=row.reuse,
+    )
+
+
+def pin_identity(
+    connection: Connection, job_id: str, teacher: int, identity: bytes, capabilities: object
+) -> None:
+    """The first worker to reach the teacher writes down who it is; a later, different answer parks the lane."""
+    connection.execute(
+        update(Lane)
+        .where(Lane.job_id == job_id, Lane.teacher == teacher, Lane.identity_sha256.is_(None))
+        .values(identity_sha256=identity, capabilities=capabilities)
+    )
+
+
+def park(connection: Connection, job_id: str, teacher: int, kind: str, reason: str, seconds: float) -> None:
+    """Let a lane wait. Where no other lane of the job has work left, the job is parked, and says why."""
+    connection.execute(
+        update(Lane)
+        .where(Lane.job_id == job_id, Lane.teacher == teacher)
+        .values(parked_kind=kind, parked_reason=reason, parked_until=db_now() + seconds)
+    )
+    unfinished = exists().where(
+        Shard.job_id == Lane.job_id, Shard.teacher == Lane.teacher, Shard.status != ShardStatus.FINISHED
+    )
+    working = connection.execute(
+        select(func.count())
+        .select_from(Lane)
+        .where(Lane.job_id == job_id, Lane.parked_reason.is_(None), unfinished)
+    ).scalar_one()
+    if not working:
+        connection.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.status.in_((JobStatus.READY, JobStatus.RUNNING)))
+            .values(status=JobStatus.PARKED, status_reason=reason)
+        )
+
+
+def statuses(connection: Connection, job_ids: list[str]) -> dict[str, str]:
+    """Present status of the jobs; a job that is gone is absent."""
+    rows = connection.execute(select(Job.id, Job.status).where(Job.id.in_(job_ids)))
+    return {row.id: row.status for row in rows}

@@ -1,0 +1,68 @@
+"""Worker processes by their heartbeat, and the duties that one of them holds."""
+
+from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from app.db.models import Leader, SlotGrant, Worker
+from app.db.session import db_now
+
+
+def enter(connection: Connection, worker_id: str, host: str, pid: int, version: str, seconds: float) -> None:
+    connection.execute(
+        insert(Worker).values(
+            id=worker_id,
+            host=host,
+            pid=pid,
+            version=version,
+            started_at=db_now(),
+            heartbeat_at=db_now(),
+            lease_until=db_now() + seconds,
+        )
+    )
+
+
+def beat(
+    connection: Connection, worker_id: str, seconds: float, in_flight: int, unflushed: int, draining: bool
+) -> bool:
+    """Say that the worker lives. False: its row was swept while it was silent; it must `enter` again."""
+    return bool(
+        connection.execute(
+            update(Worker)
+            .where(Worker.id == worker_id)
+            .values(
+                heartbeat_at=db_now(),
+                lease_until=db_now() + seconds,
+                in_flight=in_flight,
+                unflushed=unflushed,
+                draining=draining,
+            )
+        ).rowcount
+    )
+
+
+def leave(connection: Connection, worker_id: str) -> None:
+    connection.execute(delete(SlotGrant).where(SlotGrant.worker_id == worker_id))
+    connection.execute(delete(Worker).where(Worker.id == worker_id))
+
+
+def sweep(connection: Connection, seconds: float) -> int:
+    """Forget workers whose lease ended more than `seconds` ago."""
+    return connection.execute(delete(Worker).where(Worker.lease_until < db_now() - seconds)).rowcount
+
+
+def lead(connection: Connection, duty: str, owner: str, seconds: float) -> bool:
+    """Take or keep a duty. One process holds it at a time, by the database's clock."""
+    if connection.execute(
+        update(Leader)
+        .where(Leader.duty == duty, or_(Leader.owner == owner, Leader.lease_until < db_now()))
+        .values(owner=owner, lease_until=db_now() + seconds)
+    ).rowcount:
+        return True
+    if connection.execute(select(Leader.duty).where(Leader.duty == duty)).one_or_none() is not None:
+        return False
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(Leader).values(duty=duty, owner=owner, lease_until=db_now() + seconds))
+    except IntegrityError:
+        return False
+    return True

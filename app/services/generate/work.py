@@ -1,0 +1,134 @@
+"""What there is to do: a shard's prompts, less what is recorded already."""
+
+import hashlib
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from sqlalchemy import Engine
+
+from app.db import checkpoints, lanes
+from app.db.session import reading
+from app.db.shards import Claim
+from app.domain.fingerprints import canonical_json
+from app.domain.sampling import SamplingOverrides, SamplingParameters
+from app.teachers.base import GenerateRequest, Turn
+
+
+@dataclass(slots=True, eq=False)
+class ShardRun:
+    """A shard under this worker's lease, while it is worked on. Belongs to the event loop."""
+
+    claim: Claim
+    lane: lanes.LaneSpec
+    n_missing: int  # samples that are neither recorded nor on their way to the checkpoint
+    pending: deque["Unit"] = field(default_factory=deque)
+    in_flight: int = 0
+    sequence: int = 0
+    lost: bool = False  # another worker owns it, or the job was cancelled: drop everything
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return (self.lane.job_id, self.lane.teacher)
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """One prompt and the samples that are still to be made of it."""
+
+    run: ShardRun
+    prompt_number: int
+    prompt_license: str
+    messages: tuple[Turn, ...]
+    tools: tuple[dict[str, Any], ...] | None
+    response_schema: dict[str, Any] | None
+    sampling: SamplingParameters
+    sampling_json: str | None  # where it differs from the stage's
+    sample_indices: tuple[int, ...]
+    content: "hashlib._Hash"
+
+    def content_hash(self, index: int) -> bytes:
+        """SHA-256 over teacher identity, prompt, sampling parameters and sample index."""
+        own = self.content.copy()
+        own.update(b"%d" % index)
+        return own.digest()
+
+    def request(self, indices: tuple[int, ...], deadline_s: float) -> GenerateRequest:
+        claim = self.run.claim
+        stage = self.run.lane.stages[claim.stage]
+        return GenerateRequest(
+            messages=self.messages,
+            sampling=self.sampling,
+            sample_indices=indices,
+            top_logprobs=stage.top_logprobs,
+            tools=self.tools,
+            response_schema=self.response_schema,
+            elicit=stage.elicit,
+            request_id=f"{claim.job_id}-{claim.stage}-{self.prompt_number}-{claim.teacher}-{indices[0]}",
+            deadline_s=deadline_s,
+        )
+
+
+def load_run(database: Engine, claim: Claim, lane: lanes.LaneSpec, group_siblings: bool) -> ShardRun:
+    """Read a claimed shard: its prompts, and which of their samples are missing."""
+    with reading(database) as connection:
+        prompts = checkpoints.prompts_of(
+            connection, claim.job_id, claim.first_prompt, claim.end_prompt, lane.spec.name
+        )
+        done = checkpoints.recorded(
+            connection, claim.job_id, claim.stage, claim.teacher, claim.first_prompt, claim.end_prompt
+        )
+    run = ShardRun(claim=claim, lane=lane, n_missing=0)
+    stage = lane.stages[claim.stage]
+    origin = _origin(lane, stage)
+    for prompt in prompts:
+        missing = tuple(i for i in range(stage.n) if (prompt.number, i) not in done)
+        if not missing:
+            continue
+        run.n_missing += len(missing)
+        for indices in (missing,) if group_siblings else tuple((i,) for i in missing):
+            run.pending.append(_unit(run, prompt, stage, origin, indices))
+    return run
+
+
+def _origin(lane: lanes.LaneSpec, stage: lanes.StageSpec) -> bytes:
+    """What of a content hash is the same for a whole lane: the teacher and what is asked besides the prompt."""
+    return canonical_json(
+        {
+            "driver": lane.spec.driver,
+            "model": lane.spec.model,
+            "revision": lane.spec.revision,
+            "identity": lane.identity_sha256.hex() if lane.identity_sha256 else None,
+            "top_logprobs": stage.top_logprobs,
+            "elicit": None if stage.elicit is None else stage.elicit.model_dump(mode="json"),
+        }
+    )
+
+
+def _unit(
+    run: ShardRun,
+    prompt: checkpoints.PromptToAnswer,
+    stage: lanes.StageSpec,
+    origin: bytes,
+    indices: tuple[int, ...],
+) -> Unit:
+    body = orjson.loads(prompt.body)
+    own = body.get("parameters")
+    sampling = stage.sampling.overridden(None if own is None else SamplingOverrides.model_validate(own))
+    asked = {name: body[name] for name in ("messages", "tools", "response_schema") if name in body}
+    content = hashlib.sha256(origin)
+    content.update(canonical_json(asked))
+    content.update(canonical_json(sampling.asked()))
+    return Unit(
+        run=run,
+        prompt_number=prompt.number,
+        prompt_license=prompt.license,
+        messages=tuple(body["messages"]),
+        tools=tuple(body["tools"]) if "tools" in body else None,
+        response_schema=body.get("response_schema"),
+        sampling=sampling,
+        sampling_json=None if own is None else orjson.dumps(sampling.asked()).decode(),
+        sample_indices=indices,
+        content=content,
+    )
