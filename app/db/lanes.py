@@ -8,7 +8,7 @@ from app.db.models import Job, Lane, Shard, Stage, Teacher
 from app.db.session import db_now
 from app.domain.lifecycle import JobStatus, ShardStatus
 from app.domain.sampling import Elicitation, SamplingParameters
-from app.teachers.base import TeacherSpec
+from app.domain.teacher import TeacherSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,12 +28,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A lane with a shard to claim, in the order of priority and fair share."""
+    """A lane with a shard to claim. `leased`: how many shards of its job are under lease, anywhere."""
 
     job_id: str
     teacher: int
-    teacher_id: str
     parked: bool
+    priority: int
+    leased: int
 
 
 def cut(connection: Connection, job_id: str) -> int:
@@ -130,7 +131,13 @@ def candidates(connection: Connection, teacher_names: tuple[str, ...]) -> list[C
     ready = exists().where(mine, Shard.status == ShardStatus.READY)
     expired = exists().where(mine, Shard.status == ShardStatus.LEASED, Shard.lease_until < db_now())
     query = (
-        select(Lane.job_id, Lane.teacher, Lane.teacher_id, Lane.parked_reason)
+        select(
+            Lane.job_id,
+            Lane.teacher,
+            Lane.parked_reason,
+            Job.priority,
+            func.coalesce(leased.c.n, 0).label("leased"),
+        )
         .join(Job, Job.id == Lane.job_id)
         .outerjoin(leased, leased.c.job_id == Job.id)
         .where(
@@ -143,7 +150,7 @@ def candidates(connection: Connection, teacher_names: tuple[str, ...]) -> list[C
     if teacher_names:
         query = query.where(Lane.teacher_name.in_(teacher_names))
     return [
-        Candidate(row.job_id, row.teacher, row.teacher_id, row.parked_reason is not None)
+        Candidate(row.job_id, row.teacher, row.parked_reason is not None, row.priority, row.leased)
         for row in connection.execute(query)
     ]
 

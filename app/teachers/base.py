@@ -7,21 +7,9 @@ from pydantic import JsonValue
 
 from app.domain.columns import TokenColumns
 from app.domain.sampling import Elicitation, SamplingParameters
+from app.domain.teacher import TeacherSpec as TeacherSpec
 
 Turn = dict[str, JsonValue]  # one chat message, JSON-ready
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherSpec:
-    """A registered teacher, as a driver needs it. `secret` is resolved at the last moment and never stored."""
-
-    name: str
-    driver: str
-    model: str
-    revision: str | None = None
-    base_url: str | None = None
-    secret_ref: str | None = None  # "env:NAME" or "file:/path"
-    options: dict[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

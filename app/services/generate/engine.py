@@ -81,6 +81,7 @@ class GenerationEngine:
         self._in_flight = 0
         self._background: set[asyncio.Task[None]] = set()
         self._finishing: set[ShardRun] = set()
+        self._claimed_at: dict[LaneKey, float] = {}
         self._stripe = zlib.crc32(config.worker_id.encode()) % checkpoints.STRIPES
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="claim")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -180,6 +181,10 @@ class GenerationEngine:
         run = await self._in(
             self._reader, partial(load_run, self._database, claim, lane.spec, lane.capabilities.native_n)
         )
+        if lane.closing or lane.down:  # while the shard was read
+            await self._release(run, "released", "the lane was closed meanwhile")
+            return True
+        self._lanes[lane.key] = lane  # or it was retired meanwhile
         lane.runs.append(run)
         if claim.claims_without_progress > self._config.shard_attempts:
             self._give_up(run)
@@ -190,6 +195,8 @@ class GenerationEngine:
     def _claim(self, full: set[LaneKey]) -> tuple[shards.Claim, bool] | None:
         with reading(self._database) as connection:
             found = shards.candidates(connection, self._config.teachers)
+        # Among equals the lane goes first that has waited longest here.
+        found.sort(key=lambda c: (-c.priority, c.leased, self._claimed_at.get((c.job_id, c.teacher), 0.0)))
         for candidate in found:
             if (candidate.job_id, candidate.teacher) in full:
                 continue
@@ -202,6 +209,7 @@ class GenerationEngine:
                     self._config.park_seconds,
                 )
             if claim is not None:
+                self._claimed_at[(claim.job_id, claim.teacher)] = time.monotonic()
                 return claim, candidate.parked
         return None
 
@@ -315,6 +323,7 @@ class GenerationEngine:
             if task is not None:
                 self._tasks.pop(task, None)
         if unit.run.lost:
+            self._retire(lane)
             return
         if back:
             made = {outcome.sample_index for outcome in keep}
@@ -505,8 +514,9 @@ class GenerationEngine:
     async def _close_lane(self, lane: LaneState, why: str) -> None:
         """Hand a lane's shards back: paused or parked ones after their calls, cancelled ones at once."""
         lane.closing = lane.closing or why
+        at_once = why in (JobStatus.CANCELLED, "gone")
         runs = list(lane.runs)
-        if why in (JobStatus.CANCELLED, "gone"):
+        if at_once:
             for run in runs:
                 self._drop(run)
         patience = time.monotonic() + (5.0 if lane.down else self._config.grace_seconds)
@@ -517,7 +527,7 @@ class GenerationEngine:
         await _until(lambda: not lane.in_flight)
         await self._settle_flushes()
         self._lanes.pop(lane.key, None)
-        left = [run for run in runs if run.n_missing or why in (JobStatus.CANCELLED, "gone")]
+        left = runs if at_once else [run for run in lane.runs if run.n_missing]
         if lane.down is not None:
             await self._park(lane.spec, lane.down, [run.claim for run in left if not run.lost])
         else:

@@ -1,0 +1,83 @@
+"""How Celery is set up, for those who send wake-ups and those who receive them. Read by the roots only.
+
+A message is a wake-up without content. Acknowledgement is early on purpose: with `acks_late` a worker whose broker
+restarts under it dies, and nothing is gained, since a lost wake-up costs one poll interval at most.
+"""
+
+import logging
+from pathlib import Path
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from app.services.ports import Wake
+
+log = logging.getLogger(__name__)
+
+WAKE = "retort.wake"
+QUEUE = "retort"
+
+
+def queue_of(teacher: str | None) -> str:
+    """One queue per teacher, beside the common one that every unbound worker listens to."""
+    return QUEUE if teacher is None else f"{QUEUE}.{teacher}"
+
+
+def celery_app(broker_url: str, data_dir: Path) -> Celery:
+    """A Celery app for this broker: Redis or Valkey, RabbitMQ, or `filesystem://` in the data folder."""
+    made = Celery("retort", broker=broker_url)
+    made.conf.update(
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_publish_retry=False,  # the API never blocks on the broker
+        task_default_queue=QUEUE,
+        task_create_missing_queues=True,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=3,
+        broker_transport_options=_transport_options(broker_url, data_dir),
+    )
+    return made
+
+
+def _transport_options(broker_url: str, data_dir: Path) -> dict[str, object]:
+    scheme = broker_url.partition(":")[0]
+    if scheme == "filesystem":
+        folder = data_dir.absolute() / "broker"
+        for name in ("messages", "processed", "control"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        return {
+            "data_folder_in": str(folder / "messages"),
+            "data_folder_out": str(folder / "messages"),
+            "processed_folder": str(folder / "processed"),
+            "control_folder": str(folder / "control"),
+            "polling_interval": 0.1,
+        }
+    if scheme.startswith(("redis", "socket", "unix")) or "+socket" in scheme:
+        return {
+            "visibility_timeout": 3600,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": scheme == "redis" or scheme == "rediss",
+            "health_check_interval": 25,
+        }
+    return {}
+
+
+def wake_through(celery: Celery) -> Wake:
+    """A wake that publishes and forgets: a broker that is away costs a warning, never an error."""
+
+    def wake(teacher: str | None) -> None:
+        try:
+            celery.send_task(WAKE, queue=queue_of(teacher), expires=60, ignore_result=True)
+        except (OperationalError, OSError) as error:
+            log.warning("no wake-up sent, workers will find the work when they next look: %s", error)
+
+    return wake

@@ -1,0 +1,238 @@
+"""Places where files lie: a local folder, or a bucket behind an S3 API. A file is there whole, or it is not there."""
+
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+from app.errors import StorageError
+
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a finished file is: its size in bytes and the 32 raw bytes of its SHA-256."""
+
+    n_bytes: int
+    sha256: bytes
+
+
+class Storage(Protocol):
+    """Files by relative, `/`-separated path. Every method raises `StorageError`."""
+
+    @property
+    def url(self) -> str: ...
+
+    def write_atomically(self, path: str, writer: Callable[[IO[bytes]], None]) -> Written:
+        """Give `writer` a file to append to; the path appears when it returns, durable, and never in part."""
+        ...
+
+    def open(self, path: str) -> IO[bytes]:
+        """A seekable reader."""
+        ...
+
+    def size(self, path: str) -> int: ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def age_seconds(self, path: str) -> float:
+        """Seconds since the file was written, by this machine's clock."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        ...
+
+    def list(self, folder: str = "") -> Iterator[str]:
+        """Paths of all whole files under a folder, sorted."""
+        ...
+
+    def copy(self, source: str, target: str) -> None:
+        """A second file with the same bytes, whole or not there."""
+        ...
+
+    def publish(self, folder: str, name: str) -> str:
+        """Give a finished folder its name. Returns where it lies now: `name`, or `folder` where there is no renaming.
+
+        Raises `StorageError` where `name` is taken: whoever was first stays.
+        """
+        ...
+
+    def delete_folder(self, folder: str) -> None: ...
+
+
+def open_storage(url: str) -> Storage:
+    """The storage behind a URL: a folder's path, `file://…` or `s3://bucket/prefix`."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return LocalFolder(Path(url))
+    if scheme == "file":
+        return LocalFolder(Path(rest))
+    if scheme == "s3":
+        from app.storage.buckets import Bucket
+
+        return Bucket(url)
+    raise StorageError(f"storage cannot be at {url!r}: give a folder, file:///path or s3://bucket/prefix")
+
+
+class HashingFile:
+    """An append-only file that knows the size and SHA-256 of what went through it."""
+
+    def __init__(self, target: IO[bytes]) -> None:
+        self._target = target
+        self._sha256 = hashlib.sha256()
+        self._n_bytes = 0
+        self.closed = False
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._sha256.update(data)
+        n = memoryview(data).nbytes
+        self._n_bytes += n
+        self._target.write(data)
+        return n
+
+    def tell(self) -> int:
+        return self._n_bytes
+
+    def flush(self) -> None:
+        self._target.flush()
+
+    def close(self) -> None:
+        """Whoever opened the target closes it."""
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def written(self) -> Written:
+        return Written(self._n_bytes, self._sha256.digest())
+
+
+def checked_path(path: str) -> PurePosixPath:
+    """A path that stays inside its storage. Raises `StorageError` for `..`, an absolute path or an empty one."""
+    pure = PurePosixPath(path)
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\x00" in path or "\\" in path:
+        raise StorageError(f"{path!r} is not a path inside the storage")
+    return pure
+
+
+class LocalFolder:
+    """A folder of this machine (or one mounted on it)."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    @property
+    def url(self) -> str:
+        return str(self._root)
+
+    def path(self, path: str) -> Path:
+        """Where a file lies on this machine."""
+        return self._root / checked_path(path)
+
+    def write_atomically(self, path: str, writer: Callable[[IO[bytes]], None]) -> Written:
+        final = self.path(path)
+        partial = final.with_name(f".{final.name}.{secrets.token_hex(6)}{PARTIAL}")
+        try:
+            _make_folder(final.parent)
+            try:
+                with partial.open("xb", buffering=1 << 20) as file:
+                    hashing = HashingFile(file)
+                    writer(hashing)  # type: ignore[arg-type]
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(final)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+            _sync_folder(final.parent)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written under {self._root}: {error.strerror or error}") from error
+        return hashing.written()
+
+    def open(self, path: str) -> IO[bytes]:
+        try:
+            return self.path(path).open("rb")
+        except OSError as error:
+            raise self._missing(path, error) from error
+
+    def size(self, path: str) -> int:
+        try:
+            return self.path(path).stat().st_size
+        except OSError as error:
+            raise self._missing(path, error) from error
+
+    def exists(self, path: str) -> bool:
+        return self.path(path).is_file()
+
+    def age_seconds(self, path: str) -> float:
+        try:
+            return time.time() - self.path(path).stat().st_mtime
+        except OSError as error:
+            raise self._missing(path, error) from error
+
+    def delete(self, path: str) -> None:
+        try:
+            self.path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be deleted: {error.strerror or error}") from error
+
+    def list(self, folder: str = "") -> Iterator[str]:
+        start = self.path(folder) if folder else self._root
+        found = (file for file in start.rglob("*") if file.is_file() and not file.name.endswith(PARTIAL))
+        yield from sorted(file.relative_to(self._root).as_posix() for file in found)
+
+    def copy(self, source: str, target: str) -> None:
+        with self.open(source) as file:
+            self.write_atomically(target, lambda out: shutil.copyfileobj(file, out, 1 << 20))
+
+    def publish(self, folder: str, name: str) -> str:
+        final = self.path(name)
+        try:
+            _make_folder(final.parent)
+            if final.exists():
+                raise StorageError(f"{name} is there already")
+            self.path(folder).rename(final)
+            _sync_folder(final.parent)
+        except OSError as error:
+            raise StorageError(f"{folder} cannot become {name}: {error.strerror or error}") from error
+        return name
+
+    def delete_folder(self, folder: str) -> None:
+        try:
+            shutil.rmtree(self.path(folder))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"{folder} cannot be deleted: {error.strerror or error}") from error
+
+    def _missing(self, path: str, error: OSError) -> StorageError:
+        return StorageError(f"{path} cannot be read under {self._root}: {error.strerror or error}")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder so that it survives a power cut: each new one is synced into its parent."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,341 @@
+"""The engine's loop against a teacher in this process: order, faults, pausing, caps. Kills are in tests/faults."""
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, select, update
+
+from app.db.models import Completion, Job, Lane, PromptSet, Shard, ShardAttempt, Worker
+from app.db.session import reading, transaction
+from app.domain.columns import TokenColumns, token_columns
+from app.errors import (
+    MalformedAnswer,
+    PermanentTeacherError,
+    RateLimited,
+    TeacherUnavailable,
+    TransientTeacherError,
+)
+from app.services import dispatch
+from app.services.generate.calls import RetryPolicy
+from app.services.generate.engine import EngineConfig, GenerationEngine
+from app.storage.places import Storage, open_storage
+from app.teachers.base import Capabilities, GenerateRequest, Generation, TeacherSpec, Usage
+from tests.fixtures.jobs import JobSetup, add_prompts, check_whole, job_row, make_job
+
+Hook = Callable[[str, int], None]
+
+
+class Teacher:
+    """Answers from the prompt's hash; `hook(prompt, call number)` may raise."""
+
+    def __init__(self, delay: float = 0.0, hook: Hook | None = None, native_n: bool = False) -> None:
+        self.delay = delay
+        self.hook = hook or (lambda prompt, call: None)
+        self.native_n = native_n
+        self.engine = "test 1"
+        self.calls: Tally[str] = Tally()
+        self.in_flight = self.peak = 0
+        self.order: list[str] = []
+
+    async def capabilities(self) -> Capabilities:
+        return Capabilities(
+            True, self.engine, "null", max_top_logprobs=20, token_ids=True, native_n=self.native_n
+        )
+
+    async def generate(self, request: GenerateRequest) -> list[Generation]:
+        prompt = str(request.messages[-1]["content"])
+        self.calls[prompt] += 1
+        self.order.append(prompt)
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
+        try:
+            self.hook(prompt, self.calls[prompt])
+            await asyncio.sleep(self.delay)
+            return [self._sample(prompt, index, request.top_logprobs) for index in request.sample_indices]
+        finally:
+            self.in_flight -= 1
+
+    def _sample(self, prompt: str, index: int, k: int) -> Generation:
+        digest = hashlib.sha256(f"{prompt}{index}".encode()).digest()
+        ids = np.frombuffer(digest[:8], np.uint8).astype(np.int32)
+        tokens: TokenColumns | None = None
+        if k:
+            lp = np.full((8, k), -3.0, np.float32) - np.arange(k, dtype=np.float32)
+            tokens = token_columns(ids, ids[:, None] + np.arange(k, dtype=np.int32), lp, lp[:, 0], k)
+        return Generation(index, digest.hex(), "stop", digest, digest, Usage(3, 8), tokens=tokens)
+
+    async def score(self, prompt_ids: list[int], token_ids: list[int], top_logprobs: int) -> TokenColumns:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path / "storage"))
+
+
+def config(worker: str = "w1", **changes: object) -> EngineConfig:
+    values: dict[str, object] = {
+        "worker_id": worker,
+        "host": "h",
+        "pid": 1,
+        "version": "0",
+        "teachers": (),
+        "max_in_flight": 32,
+        "lease_seconds": 6.0,
+        "flush_seconds": 0.02,
+        "flush_rows": 16,
+        "poll_seconds": 0.05,
+        "park_seconds": 0.3,
+        "shard_attempts": 3,
+        "grace_seconds": 2.0,
+        "retry": RetryPolicy(3, 0.01, 5.0),
+        "compression_level": 1,
+    }
+    return EngineConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+@contextmanager
+def running(
+    database: Engine, storage: Storage, teacher: Teacher, **changes: object
+) -> Iterator[GenerationEngine]:
+    def build(spec: TeacherSpec) -> Teacher:
+        return teacher
+
+    made = GenerationEngine(database, storage, build, config(**changes))  # type: ignore[arg-type]
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            asyncio.run(made.run())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+        thread.join(20)
+    assert not thread.is_alive()
+    assert not failure, failure
+
+
+def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing came of it in time"
+        time.sleep(0.02)
+
+
+def status(database: Engine, job: str) -> str:
+    return str(job_row(database, job).status)
+
+
+def finish(database: Engine, job: str, seconds: float = 15.0) -> None:
+    until(lambda: status(database, job) in ("completed", "failed", "cancelled"), seconds)
+
+
+def test_every_prompt_gets_its_samples_and_its_tokens(engine: Engine, storage: Storage) -> None:
+    job = make_job(engine, JobSetup(prompts=50, n=3, top_logprobs=4))
+    with running(engine, storage, Teacher()):
+        finish(engine, job)
+    counts = check_whole(engine, storage, job)
+    assert counts == {"completed": 150, "failed": 0, "segments": 7}
+    with reading(engine) as connection:
+        assert connection.execute(select(ShardAttempt.outcome)).scalars().all() == ["finished"] * 7
+        assert connection.execute(select(Worker.id)).all() == []
+
+
+def test_siblings_travel_in_one_request_where_the_teacher_takes_n(engine: Engine, storage: Storage) -> None:
+    job = make_job(engine, JobSetup(prompts=5, n=4))
+    teacher = Teacher(native_n=True)
+    with running(engine, storage, teacher):
+        finish(engine, job)
+    assert check_whole(engine, storage, job)["completed"] == 20
+    assert set(teacher.calls.values()) == {1}
+
+
+def test_faults_become_retries_or_failed_rows_with_their_kind(engine: Engine, storage: Storage) -> None:
+    def hook(prompt: str, call: int) -> None:
+        match prompt:
+            case "prompt 1" if call < 3:
+                raise TransientTeacherError("500")
+            case "prompt 2":
+                raise PermanentTeacherError("400")
+            case "prompt 3":
+                raise MalformedAnswer("NaN")
+            case "prompt 4":
+                raise ZeroDivisionError("a bug")
+            case "prompt 5" if call == 1:
+                raise RateLimited("429", retry_after=0.1)
+
+    job = make_job(engine, JobSetup(prompts=10))
+    with running(engine, storage, Teacher(hook=hook)):
+        finish(engine, job)
+    assert check_whole(engine, storage, job) == {"completed": 7, "failed": 3, "segments": 0}
+    with reading(engine) as connection:
+        rows = {
+            r.prompt_number: r
+            for r in connection.execute(
+                select(
+                    Completion.prompt_number, Completion.error_kind, Completion.attempts, Completion.status
+                )
+            )
+        }
+    assert (rows[1].status, rows[1].attempts) == ("completed", 3)
+    assert (rows[2].error_kind, rows[2].attempts) == ("teacher-permanent", 1)
+    assert (rows[3].error_kind, rows[3].attempts) == ("teacher-malformed-answer", 3)
+    assert rows[4].error_kind == "internal"
+    assert (rows[5].status, rows[5].attempts) == ("completed", 1)
+
+
+def test_a_dead_teacher_parks_the_job_and_it_goes_on_by_itself(engine: Engine, storage: Storage) -> None:
+    dead = threading.Event()
+    dead.set()
+
+    def hook(prompt: str, call: int) -> None:
+        if dead.is_set():
+            raise TeacherUnavailable("connection refused")
+
+    job = make_job(engine, JobSetup(prompts=30))
+    with running(engine, storage, Teacher(hook=hook)):
+        until(lambda: status(engine, job) == "parked")
+        assert "connection refused" in job_row(engine, job).status_reason
+        dead.clear()
+        finish(engine, job)
+    assert check_whole(engine, storage, job)["completed"] == 30
+    with reading(engine) as connection:
+        assert set(connection.execute(select(Completion.attempts)).scalars()) == {1}
+        assert connection.execute(select(Lane.parked_reason)).scalar_one() is None
+
+
+def test_another_model_behind_the_address_parks_the_job(engine: Engine, storage: Storage) -> None:
+    job = make_job(engine, JobSetup(prompts=30))
+    teacher = Teacher(delay=0.05)
+    with running(engine, storage, teacher, max_in_flight=4):
+        until(lambda: status(engine, job) == "running" and teacher.calls)
+    teacher.engine = "test 2"
+    with running(engine, storage, teacher):
+        until(lambda: status(engine, job) == "parked")
+        assert "not the one that this job began with" in job_row(engine, job).status_reason
+        teacher.engine = "test 1"
+        finish(engine, job)
+    check_whole(engine, storage, job)
+
+
+@pytest.mark.parametrize("verb", ["paused", "cancelled"])
+def test_pause_and_cancel_are_seen_soon(engine: Engine, storage: Storage, verb: str) -> None:
+    job = make_job(engine, JobSetup(prompts=200))
+    teacher = Teacher(delay=0.05)
+    with running(engine, storage, teacher, max_in_flight=4):
+        until(lambda: sum(teacher.calls.values()) > 8)
+        with transaction(engine) as connection:
+            connection.execute(update(Job).where(Job.id == job).values(status=verb))
+        until(lambda: not held(engine), 8)
+        calls = sum(teacher.calls.values())
+        time.sleep(0.3)
+        assert sum(teacher.calls.values()) == calls
+        if verb == "paused":
+            with transaction(engine) as connection:
+                connection.execute(update(Job).where(Job.id == job).values(status="running"))
+            finish(engine, job)
+    if verb == "paused":
+        check_whole(engine, storage, job)
+        assert set(teacher.calls.values()) == {1}
+
+
+def held(database: Engine) -> int:
+    with reading(database) as connection:
+        return len(connection.execute(select(Shard.id).where(Shard.status == "leased")).all())
+
+
+def test_caps_hold_over_all_workers(engine: Engine, storage: Storage) -> None:
+    job = make_job(engine, JobSetup(prompts=60, max_in_flight=3))
+    teacher = Teacher(delay=0.02)
+    with running(engine, storage, teacher), running(engine, storage, teacher, worker="w2"):
+        finish(engine, job, 30)
+    assert teacher.peak <= 3
+    check_whole(engine, storage, job)
+
+
+def test_priority_goes_first_and_equals_share(engine: Engine, storage: Storage) -> None:
+    low = make_job(engine, JobSetup(prompts=24, shard_size=4))
+    other = make_job(engine, JobSetup(prompts=24, shard_size=4, teachers=("t1",)))
+    high = make_job(engine, JobSetup(prompts=8, shard_size=4, priority=5))
+    with running(engine, storage, Teacher(delay=0.01), max_in_flight=4):
+        for job in (low, other, high):
+            finish(engine, job)
+    with reading(engine) as connection:
+        first = (
+            connection.execute(
+                select(Shard.job_id)
+                .join(ShardAttempt, ShardAttempt.shard_id == Shard.id)
+                .order_by(ShardAttempt.claimed_at)
+            )
+            .scalars()
+            .all()
+        )
+    assert first[:2] == [high, high]
+    assert Tally(first[2:8]) == {low: 3, other: 3}
+
+
+def test_a_followed_prompt_set_grows_until_it_is_sealed(engine: Engine, storage: Storage) -> None:
+    job = make_job(engine, JobSetup(prompts=5, follow=True))
+    prompt_set = job_row(engine, job).prompt_set_id
+    woken: list[str | None] = []
+    with running(engine, storage, Teacher()):
+        until(lambda: job_row(engine, job).n_shards_finished == 1)
+        dispatch.tick(engine, woken.append)
+        assert status(engine, job) == "running"
+        add_prompts(engine, prompt_set, 12)
+        dispatch.tick(engine, woken.append)
+        until(lambda: job_row(engine, job).n_shards_finished == 3)
+        with transaction(engine) as connection:
+            connection.execute(update(PromptSet).values(sealed=True))
+        dispatch.tick(engine, woken.append)
+        finish(engine, job)
+    assert check_whole(engine, storage, job)["completed"] == 17
+
+
+def test_drain_hands_back_what_is_not_done(engine: Engine, storage: Storage) -> None:
+    job = make_job(engine, JobSetup(prompts=100))
+    teacher = Teacher(delay=0.2)
+    with running(engine, storage, teacher, max_in_flight=8) as made:
+        until(lambda: made.in_flight == 8)
+    calls = sum(teacher.calls.values())
+    with reading(engine) as connection:
+        rows = len(connection.execute(select(Completion.sample_index)).all())
+        assert rows == calls, "the calls in flight were finished and recorded"
+        assert {s for (s,) in connection.execute(select(Shard.status))} <= {"ready", "finished"}
+    with running(engine, storage, Teacher()):
+        finish(engine, job)
+    check_whole(engine, storage, job)
+
+
+def test_the_next_shard_starts_before_the_last_one_drains(engine: Engine, storage: Storage) -> None:
+    """One slow prompt at a shard's end leaves the other slots busy."""
+    job = make_job(engine, JobSetup(prompts=40, shard_size=10))
+
+    class Slow(Teacher):
+        async def generate(self, request: GenerateRequest) -> list[Generation]:
+            if request.messages[-1]["content"] == "prompt 9":
+                await asyncio.sleep(1.0)
+            return await super().generate(request)
+
+    teacher = Slow()
+    with running(engine, storage, teacher, max_in_flight=4):
+        finish(engine, job)
+    assert teacher.order[-1] == "prompt 9"
+    check_whole(engine, storage, job)

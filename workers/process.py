@@ -1,0 +1,103 @@
+"""What one worker process holds: database, storage, the engine's thread, the export thread, the dispatch thread."""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+
+from celery import Celery
+
+from app.broker import wake_through
+from app.db.session import connect
+from app.services.generate.calls import RetryPolicy
+from app.services.generate.engine import EngineConfig, GenerationEngine
+from app.settings import Settings
+from app.storage.places import open_storage
+from app.teachers import TeacherAccess, build
+from workers.dispatch import Dispatcher
+from workers.exporting import ExportRunner
+
+log = logging.getLogger(__name__)
+
+
+class WorkerProcess:
+    """Starts and stops the threads of a worker. A thread that dies takes the process with it: a supervisor sees that."""
+
+    def __init__(self, settings: Settings, celery: Celery) -> None:
+        self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._grace = settings.engine.grace_seconds
+        self._database = connect(settings.database)
+        storage = open_storage(settings.storage_url)
+        access = TeacherAccess(
+            allow_loopback=settings.loopback_allowed, allow_private=settings.addresses.allow_private
+        )
+        self.engine = GenerationEngine(
+            self._database, storage, lambda spec: build(spec, access), engine_config(settings, self.worker_id)
+        )
+        self._exports = ExportRunner(self._database, storage, self.worker_id, settings)
+        self._dispatcher = Dispatcher(self._database, storage, self.worker_id, settings, wake_through(celery))
+        self._threads = [
+            threading.Thread(target=self._guard, args=(name, work), name=name, daemon=True)
+            for name, work in (
+                ("engine", lambda: asyncio.run(self.engine.run())),
+                ("exports", self._exports.run),
+                ("dispatch", self._dispatcher.run),
+            )
+        ]
+
+    def start(self) -> None:
+        log.info("worker %s starts", self.worker_id)
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        self.engine.wake()
+        self._exports.wake()
+
+    def stop(self) -> None:
+        self.engine.stop()
+        self._exports.stop()
+        self._dispatcher.stop()
+
+    def join(self) -> None:
+        """Wait until all is drained: the grace period and a little more at most."""
+        for thread in self._threads:
+            thread.join(self._grace + 10)
+        self._database.dispose()
+        log.info("worker %s left", self.worker_id)
+
+    def _guard(self, name: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException:
+            log.critical(
+                "the %s thread died: leaving, so that a supervisor starts this worker anew",
+                name,
+                exc_info=True,
+            )
+            os._exit(70)
+
+
+def engine_config(settings: Settings, worker_id: str) -> EngineConfig:
+    given = settings.engine
+    return EngineConfig(
+        worker_id=worker_id,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        version=version("retort"),
+        teachers=settings.worker_teachers,
+        max_in_flight=given.max_in_flight,
+        lease_seconds=given.lease_seconds,
+        flush_seconds=given.flush_seconds,
+        flush_rows=given.flush_rows,
+        poll_seconds=given.poll_seconds,
+        park_seconds=given.park_seconds,
+        shard_attempts=given.shard_attempts,
+        grace_seconds=given.grace_seconds,
+        retry=RetryPolicy(given.attempts, given.backoff_seconds, given.deadline_seconds),
+        compression_level=settings.storage.compression_level,
+    )

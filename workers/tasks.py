@@ -1,0 +1,10 @@
+"""Thin tasks: a wake-up comes in, the engine looks into the database."""
+
+from app.broker import WAKE
+from workers import celery
+
+
+@celery.app.task(name=WAKE, ignore_result=True)  # type: ignore[untyped-decorator]
+def wake() -> None:
+    if celery.process is not None:
+        celery.process.wake()
