@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the three locks from pyproject.toml: one resolution for every platform and Python that the project supports, with
+# Makes the locks from pyproject.toml: one resolution for every platform and Python that the project supports, with
 # hashes, wheels only. Called by `make lock`; extra arguments go to uv.
 set -eu
 cd "$(dirname "$0")/.."
@@ -13,5 +13,6 @@ compile() {
 }
 
 compile requirements.lock pyproject.toml --group build "$@"
+compile requirements-s3.lock pyproject.toml --group build --extra s3 --constraint requirements.lock "$@"
 compile tests/requirements.lock pyproject.toml --group build --group test --extra s3 --constraint requirements.lock "$@"
 compile scripts/requirements.lock --group lock "$@"

@@ -2,11 +2,15 @@
 skipped.
 
 A test that takes `database_url` or `engine` runs twice, once on each database, each time on a migrated one of its own.
-Servers start when the first test asks for them, one set for each process of pytest-xdist.
+Servers start when the first test asks for them, one set for each process of pytest-xdist. No test reaches the network.
 """
 
+import ipaddress
+import os
 import shutil
 import sqlite3
+import sys
+import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -22,6 +26,26 @@ from tests.fixtures.valkey import ValkeyServer
 
 _TEMPLATE = "retort_template"
 _numbers = count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The tests see no settings of the developer's shell, keep no cache of data sets, and reach this machine only."""
+    for name in [name for name in os.environ if name.startswith("RETORT_") and name != "RETORT_CACHE_DIR"]:
+        del os.environ[name]
+    cache = tempfile.TemporaryDirectory(prefix="retort-huggingface-")
+    config.add_cleanup(cache.cleanup)
+    os.environ |= {"HF_HOME": cache.name, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    sys.addaudithook(_refuse_the_network)
+
+
+def _refuse_the_network(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "socket.connect" and isinstance(address := arguments[1], tuple):
+        try:
+            inside = ipaddress.ip_address(address[0]).is_loopback
+        except ValueError:
+            inside = address[0] == "localhost"
+        if not inside:
+            raise PermissionError(f"a test called {address[0]}, which is not on this machine")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -90,3 +91,8 @@ with PostgresServer() as postgres, ValkeyServer() as valkey:
         time.sleep(0.05)
     for folder in folders:
         shutil.rmtree(folder)
+
+
+def test_no_test_reaches_the_network() -> None:
+    with socket.socket() as outward, pytest.raises(PermissionError, match="not on this machine"):
+        outward.connect(("192.0.2.1", 80))
