@@ -1,0 +1,94 @@
+"""`Idempotency-Key` on routes that create: the answer is stored in the transaction that creates."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Request, Response
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from app.api.dependencies import Admin, Writer, Writing
+from app.services import idempotency
+from app.services.idempotency import Answer
+from app.services.projects import Caller
+
+REPLAYED = "Idempotency-Replayed"
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="A name of your own for this request. Sent again with it, the request is answered from memory, "
+        "with the header `Idempotency-Replayed: true`, and nothing is made twice. Kept for 24 hours by default.",
+    ),
+]
+
+
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
+def request_hash(request: Request, body: bytes) -> bytes:
+    """What must be equal for two requests to be the same one."""
+    digest = hashlib.sha256(f"{request.method} {request.url.path}?{request.url.query}\n".encode())
+    digest.update(body)
+    return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """Answers a creating request, from memory where it was answered before."""
+
+    session: Session
+    caller: Caller
+    key: str | None
+    request_sha256: bytes
+
+    def answer(
+        self,
+        status: int,
+        make: Callable[[], BaseModel],
+        memory: Callable[[BaseModel], BaseModel] | None = None,
+    ) -> Response:
+        """The answer of `make`. `memory` is what is kept of it, where that is not all (a secret is not)."""
+        project_id = self.caller.project_id
+        if self.key is not None:
+            earlier = idempotency.recall(self.session, project_id, self.key, self.request_sha256)
+            if earlier is not None:
+                return json_answer(earlier.status, earlier.body, {REPLAYED: "true"})
+        made = make()
+        body = made.model_dump_json().encode()
+        if self.key is not None:
+            kept = body if memory is None else memory(made).model_dump_json().encode()
+            idempotency.remember(
+                self.session, project_id, self.key, self.request_sha256, Answer(status, kept)
+            )
+        return json_answer(status, body)
+
+
+def json_answer(status: int, body: bytes, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, headers=headers, media_type="application/json")
+
+
+Body = Annotated[bytes, Depends(_body)]
+
+
+def _by_writer(
+    request: Request, session: Writing, caller: Writer, body: Body, key: IdempotencyKey = None
+) -> Once:
+    return Once(session, caller, key, request_hash(request, body))
+
+
+def _by_admin(
+    request: Request, session: Writing, caller: Admin, body: Body, key: IdempotencyKey = None
+) -> Once:
+    return Once(session, caller, key, request_hash(request, body))
+
+
+WriterOnce = Annotated[Once, Depends(_by_writer)]
+AdminOnce = Annotated[Once, Depends(_by_admin)]

@@ -1,0 +1,26 @@
+"""What the API works with, put together by the root that starts it: plain values, ports, one engine."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from fastapi import Request
+from sqlalchemy import Engine
+
+from app.services.ports import BrokerProblem, CheckTeacher, OpenTeacher, Wake
+from app.storage.places import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    engine: Engine
+    storage: Storage
+    wake: Wake
+    broker_problem: BrokerProblem
+    open_teacher: OpenTeacher
+    check_teacher: CheckTeacher
+    shard_size: int
+    max_body_bytes: int
+
+
+def resources(request: Request) -> Resources:
+    return cast(Resources, request.app.state.resources)

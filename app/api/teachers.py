@@ -1,0 +1,114 @@
+"""Routes of teachers."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Path, Response
+
+from app.api.dependencies import Admin, Reader, Reading, ResourcesDep, Writer, Writing
+from app.api.once import AdminOnce
+from app.api.paging import Cursor, Limit, Page, page_of, text_place
+from app.services import teachers
+from app.services.teachers import NewTeacher, TeacherChanges, TeacherView
+
+router = APIRouter(prefix="/v1/teachers", tags=["teachers"])
+
+Named = Annotated[str, Path(max_length=128, description="Name or id of a teacher.")]
+
+_EXAMPLES: Any = {
+    "the embedded small model": {
+        "value": {
+            "name": "small",
+            "driver": "embedded",
+            "model": "SmolLM2-135M-Instruct",
+            "license": "Apache-2.0",
+            "access_route": "weights",
+        }
+    },
+    "a vLLM server": {
+        "value": {
+            "name": "qwen",
+            "driver": "vllm",
+            "model": "Qwen/Qwen3-32B",
+            "base_url": "http://127.0.0.1:8000/v1",
+            "license": "Apache-2.0",
+            "max_in_flight": 256,
+        }
+    },
+    "an API": {
+        "value": {
+            "name": "deepseek",
+            "driver": "openai",
+            "model": "deepseek-chat",
+            "access_route": "deepseek",
+            "base_url": "https://api.deepseek.com/v1",
+            "secret_ref": "env:DEEPSEEK_API_KEY",
+        }
+    },
+}
+
+
+@router.post("", status_code=201, response_model=TeacherView, summary="Register a teacher")
+def register_teacher(
+    once: AdminOnce, given: ResourcesDep, body: Annotated[NewTeacher, Body(openapi_examples=_EXAMPLES)]
+) -> Response:
+    """Nothing is called yet: probe it to learn what it can do. The secret is a reference that the worker reads.
+
+    ```sh
+    curl -s http://127.0.0.1:8321/v1/teachers -H "Authorization: Bearer $RETORT_API_KEY" \\
+      -H 'Content-Type: application/json' \\
+      -d '{"name": "small", "driver": "embedded", "model": "SmolLM2-135M-Instruct", "license": "Apache-2.0"}'
+    ```
+    """
+    who = once.caller
+    return once.answer(
+        201, lambda: teachers.register(once.session, who.project_id, body, given.check_teacher)
+    )
+
+
+@router.get("", response_model=Page[TeacherView], summary="List teachers")
+def list_teachers(
+    session: Reading, who: Reader, limit: Limit = 50, cursor: Cursor = None
+) -> Page[TeacherView]:
+    """By name."""
+    found = teachers.page(session, who.project_id, text_place("teachers", cursor), limit + 1)
+    return page_of("teachers", found, limit, lambda teacher: [teacher.name])
+
+
+@router.get("/{teacher}", response_model=TeacherView, summary="Read a teacher")
+def read_teacher(session: Reading, who: Reader, teacher: Named) -> TeacherView:
+    """With what its last probe found."""
+    return teachers.get(session, who.project_id, teacher)
+
+
+@router.patch("/{teacher}", response_model=TeacherView, summary="Change a teacher")
+def change_teacher(
+    session: Writing,
+    who: Admin,
+    given: ResourcesDep,
+    teacher: Named,
+    body: Annotated[
+        TeacherChanges,
+        Body(openapi_examples={"a moved server": {"value": {"base_url": "http://127.0.0.1:8001/v1"}}}),
+    ],
+) -> TeacherView:
+    """Where it is reached and how hard it may be driven. Model and revision never change: register another teacher."""
+    return teachers.change(session, who.project_id, teacher, body, given.check_teacher)
+
+
+@router.delete("/{teacher}", status_code=204, summary="Delete a teacher")
+def delete_teacher(session: Writing, who: Admin, teacher: Named) -> None:
+    """Only one that is part of no job: rows must be able to name their teacher."""
+    teachers.remove(session, who.project_id, teacher)
+
+
+@router.post("/{teacher}/probe", response_model=TeacherView, summary="Probe a teacher")
+def probe_teacher(given: ResourcesDep, who: Writer, teacher: Named) -> TeacherView:
+    """Ask it now what it can do: logprobs and how many, token ids, reasoning, context length, identity.
+
+    A teacher that does not answer is an answer: `capabilities.reachable` is false and `problems` says why.
+
+    ```sh
+    curl -s -X POST http://127.0.0.1:8321/v1/teachers/small/probe -H "Authorization: Bearer $RETORT_API_KEY"
+    ```
+    """
+    return teachers.probe(given.engine, who.project_id, teacher, given.open_teacher)

@@ -1,0 +1,200 @@
+"""Teachers: registered, changed, probed. A secret is a reference (`env:NAME`, `file:/path`) and never stored."""
+
+import asyncio
+from dataclasses import asdict
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from app.db import teachers as rows
+from app.db.models import Teacher
+from app.db.session import db_now, session
+from app.domain.fingerprints import fingerprint, new_id
+from app.domain.licences import normalise_license
+from app.errors import Conflict, InvalidLicense, NotFound
+from app.services.ports import CheckTeacher, OpenTeacher
+from app.teachers.base import Capabilities, TeacherSpec
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+SECRET_REF = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00]+)$"
+
+
+class TeacherChanges(BaseModel):
+    """What can change while jobs run: where it is reached and how hard it may be driven. Absent: as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_url: str | None = Field(
+        None, max_length=2000, pattern=r"^https?://[^\s]+$", description="Where its API is."
+    )
+    secret_ref: str | None = Field(
+        None,
+        max_length=1000,
+        pattern=SECRET_REF,
+        description="`env:NAME` or `file:/path`, read by the worker.",
+    )
+    license: str | None = Field(None, max_length=512, description="SPDX expression of the model's licence.")
+    terms_id: str | None = Field(
+        None, max_length=100, description="Terms that hold, where the model does not tell."
+    )
+    options: dict[str, JsonValue] | None = Field(None, description="The driver's own options.")
+    max_in_flight: int | None = Field(
+        None, ge=1, le=100_000, description="Cap of calls in flight, over all workers."
+    )
+
+    @field_validator("license")
+    @classmethod
+    def _normal(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else normalise_license(value)
+        except InvalidLicense as error:
+            raise ValueError(error.detail) from error
+
+
+class NewTeacher(TeacherChanges):
+    """A model behind a driver."""
+
+    name: str = Field(pattern=NAME, description="How jobs and prompts name it; unique in the project.")
+    driver: str = Field(min_length=1, max_length=50, description="How it is spoken to, for example `openai`.")
+    model: str = Field(min_length=1, max_length=300, description="As the teacher's API names it.")
+    revision: str | None = Field(None, max_length=200, description="Of the weights, where it is known.")
+    access_route: str = Field(
+        "weights",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        description="`weights` (run by yourself), or whose API: with the model it selects the terms.",
+    )
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="The driver's own options.")
+
+
+class TeacherView(BaseModel):
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: str
+    name: str
+    driver: str
+    model: str
+    revision: str | None
+    access_route: str
+    base_url: str | None
+    secret_ref: str | None = Field(description="The reference; the secret itself is never told.")
+    license: str | None
+    terms_id: str | None
+    options: dict[str, JsonValue]
+    max_in_flight: int | None
+    capabilities: dict[str, JsonValue] | None = Field(
+        description="What the last probe found; null: never probed."
+    )
+    identity: str | None = Field(description="SHA-256 of engine, model, tokenizer and template, hexadecimal.")
+    probed_at: datetime | None
+    created_at: datetime
+
+
+def register(session: Session, project_id: str, new: NewTeacher, check: CheckTeacher) -> TeacherView:
+    """Raises `Conflict` for a name that is taken, and what `check` raises."""
+    values = new.model_dump()
+    check(_spec_of(values))
+    row = rows.add(session, new_id("tch"), project_id, values)
+    if row is None:
+        raise Conflict(
+            f"there is a teacher named {new.name!r} already: choose another name, or change that one"
+        )
+    return view(row)
+
+
+def get(session: Session, project_id: str, name_or_id: str) -> TeacherView:
+    return view(_found(session, project_id, name_or_id))
+
+
+def page(session: Session, project_id: str, after: str | None, limit: int) -> list[TeacherView]:
+    return [view(row) for row in rows.page(session, project_id, after, limit)]
+
+
+def change(
+    session: Session, project_id: str, name_or_id: str, changes: TeacherChanges, check: CheckTeacher
+) -> TeacherView:
+    """Running jobs take the new address and secret with their next shard; model and revision never change."""
+    row = _found(session, project_id, name_or_id)
+    values = changes.model_dump(exclude_unset=True)
+    if values.get("options", {}) is None:
+        values["options"] = {}
+    if values:
+        spec = _spec_of({name: values.get(name, getattr(row, name)) for name in _SPEC_FIELDS})
+        check(spec)
+        rows.change(session, row.id, values)
+        session.refresh(row)
+    return view(row)
+
+
+def remove(session: Session, project_id: str, name_or_id: str) -> None:
+    """Raises `Conflict` for a teacher that made rows: their origin would be lost."""
+    row = _found(session, project_id, name_or_id)
+    job = rows.used(session, row.id)
+    if job is not None:
+        raise Conflict(f"teacher {row.name!r} is part of job {job}: rows must be able to name their teacher")
+    rows.remove(session, row.id)
+
+
+def probe(engine: Engine, project_id: str, name_or_id: str, open_teacher: OpenTeacher) -> TeacherView:
+    """Ask the teacher what it can do and keep the answer. No transaction is open while it is asked.
+
+    Raises what the driver raises where it cannot even be asked; a teacher that does not answer is an answer.
+    """
+    with session(engine, writes=False) as work:
+        row = _found(work, project_id, name_or_id)
+        teacher_id, spec = row.id, spec_of(row)
+    found = asyncio.run(_ask(open_teacher, spec))
+    values: dict[str, object] = {"capabilities": asdict(found), "probed_at": db_now()}
+    if found.reachable:
+        values["identity_sha256"] = fingerprint(found.identity())
+    with session(engine, writes=True) as work:
+        rows.change(work, teacher_id, values)
+        return view(_found(work, project_id, teacher_id))
+
+
+async def _ask(open_teacher: OpenTeacher, spec: TeacherSpec) -> Capabilities:
+    teacher = open_teacher(spec)
+    try:
+        return await teacher.capabilities()
+    finally:
+        await teacher.aclose()
+
+
+_SPEC_FIELDS = ("name", "driver", "model", "revision", "base_url", "secret_ref", "options")
+
+
+def spec_of(row: Teacher) -> TeacherSpec:
+    return _spec_of({name: getattr(row, name) for name in _SPEC_FIELDS})
+
+
+def _spec_of(values: dict[str, object]) -> TeacherSpec:
+    return TeacherSpec(**{name: values[name] for name in _SPEC_FIELDS})  # type: ignore[arg-type]
+
+
+def view(row: Teacher) -> TeacherView:
+    return TeacherView(
+        id=row.id,
+        name=row.name,
+        driver=row.driver,
+        model=row.model,
+        revision=row.revision,
+        access_route=row.access_route,
+        base_url=row.base_url,
+        secret_ref=row.secret_ref,
+        license=row.license,
+        terms_id=row.terms_id,
+        options=row.options,
+        max_in_flight=row.max_in_flight,
+        capabilities=row.capabilities,
+        identity=None if row.identity_sha256 is None else row.identity_sha256.hex(),
+        probed_at=row.probed_at,
+        created_at=row.created_at,
+    )
+
+
+def _found(session: Session, project_id: str, name_or_id: str) -> Teacher:
+    row = rows.get(session, project_id, name_or_id)
+    if row is None:
+        raise NotFound(f"there is no teacher {name_or_id!r} in this project")
+    return row
