@@ -15,7 +15,7 @@ from app.errors import InvalidLicense
 
 if TYPE_CHECKING:
     from boolean.boolean import Expression  # type: ignore[import-untyped]
-    from license_expression import Licensing  # type: ignore[import-untyped]
+    from license_expression import Licensing
 
 NOASSERTION: Final = "NOASSERTION"
 NONE: Final = "NONE"
@@ -112,6 +112,22 @@ def normalise_license(text: str) -> str:
             text = re.sub(rf"(?<![\w.:-]){re.escape(written)}(?![\w.:-])", canonical, text)
         parsed = _parse(text)
     return str(parsed.simplify().render("{symbol.key}"))
+
+
+@lru_cache(maxsize=8192)
+def all_licenses(expressions: frozenset[str]) -> str:
+    """The normalised expression that asks for all of these at once (AND). One that says NOASSERTION or NONE makes the
+    whole unsaid, since SPDX lets these stand alone only: the answer is then NOASSERTION, or NONE if that is said.
+
+    Raises `InvalidLicense`.
+    """
+    for alone in (NONE, NOASSERTION):
+        if alone in expressions:
+            return alone
+    parsed = [_parse(expression) for expression in sorted(expressions)]
+    if len(parsed) == 1:
+        return str(parsed[0].simplify().render("{symbol.key}"))
+    return str(_licensing().AND(*parsed).simplify().render("{symbol.key}"))
 
 
 def _parse(text: str) -> "Expression":

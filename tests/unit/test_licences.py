@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from app.domain.licences import (
     MAX_EXPRESSION_CHARS,
     LicenseTraits,
+    all_licenses,
     fold_license,
     license_traits,
     normalise_license,
@@ -225,3 +226,24 @@ def test_a_million_rows_of_few_licences_cost_look_ups_only() -> None:
             license_traits(normalise_license(text))
     assert (normalise_license.cache_info().misses, license_traits.cache_info().misses) == before
     assert time.process_time() - start < 5  # 0.05 s here; parsing each would take about 20 s
+
+
+@pytest.mark.parametrize(
+    ("expressions", "joined"),
+    [
+        (["MIT"], "MIT"),
+        (["MIT OR CC0-1.0", "CC-BY-4.0"], "CC-BY-4.0 AND (CC0-1.0 OR MIT)"),
+        (["CC-BY-4.0", "CC-BY-4.0 AND MIT"], "CC-BY-4.0 AND MIT"),
+        (["NOASSERTION", "MIT"], "NOASSERTION"),
+        (["NONE", "MIT", "NOASSERTION"], "NONE"),
+    ],
+)
+def test_licences_that_bind_together(expressions: list[str], joined: str) -> None:
+    assert all_licenses(frozenset(expressions)) == joined
+
+
+def test_licences_that_bind_together_may_be_longer_than_what_a_row_may_say() -> None:
+    many = frozenset(f"LicenseRef-a-rather-long-name-of-a-licence-{i}" for i in range(40)) | {
+        "(" * 32 + "MIT" + ")" * 32
+    }
+    assert len(all_licenses(many)) > MAX_EXPRESSION_CHARS

@@ -1,0 +1,32 @@
+"""What is judged: the parts of a dataset, each the rows that share their teachers and their prompt's licence."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TeacherRef(BaseModel):
+    """A teacher as the terms see it. `address` is the host name of its URL: it shows a route that was named wrongly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    model: str
+    revision: str | None = None
+    access_route: str = Field(description="`weights`, `openai-api`, `together`, …: see routes.toml.")
+    address: str | None = None
+    license: str | None = Field(None, description="SPDX expression that the user gave for the model.")
+
+
+class Part(BaseModel):
+    """Rows of one prompt licence and the same teachers (several, where one teacher worked on another's answer).
+
+    `rows` counts them; `examples` names a few, for messages only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    teachers: tuple[TeacherRef, ...] = Field(min_length=1)
+    prompt_license: str
+    prompt_license_assumed: bool = False
+    rows: int = Field(0, ge=0)
+    examples: tuple[str, ...] = Field((), max_length=10)
