@@ -1,0 +1,464 @@
+"""A scripted teacher: a real HTTP server in vLLM's shape, with answers, faults and rates from a script.
+
+For tests and benchmarks of everything around a teacher; it proves nothing about one, and no driver is named after it.
+
+    python -m app.teachers.scripted --port 0 --script '{"tokens": 64, "faults": [{"kind": "429", "share": 0.1}]}'
+
+The first line it prints is its URL. The same prompt, seed and sample index give the same answer. `GET /_stats` tells
+calls, calls per prompt and slot-seconds; `POST /_script` replaces the script while it runs.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import sys
+import time
+from collections import Counter
+from functools import lru_cache
+from typing import Any, Literal
+
+import orjson
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
+
+VOCABULARY = 50_000
+
+FaultKind = Literal[
+    "429",
+    "429-retry-after",
+    "500",
+    "503",
+    "400",
+    "401",
+    "hang",
+    "cut",
+    "drip",
+    "half-json",
+    "wrong-type",
+    "huge",
+    "nan-logprobs",
+    "zero-logprobs",
+    "no-logprobs",
+    "no-usage",
+    "no-choices",
+]
+
+
+class Fault(BaseModel):
+    """One rule. It applies to a call if all that it names holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: FaultKind
+    share: float = Field(1.0, ge=0, le=1, description="Of all (prompt, attempt) pairs, by hash.")
+    contains: str | None = Field(None, description="The last message contains this.")
+    first_calls: int | None = Field(None, description="Only the first n calls for a prompt.")
+    seconds: float = Field(1.0, ge=0, description="Retry-After, or the length of a hang or drip.")
+
+
+class Script(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "scripted"
+    version: str = "0.32.0"
+    tokens: int = Field(64, ge=1, description="Length of an answer, at most the request's max_tokens.")
+    max_logprobs: int = 20
+    reasoning: Literal["none", "reasoning", "reasoning_content", "think"] = "none"
+    delay: float = Field(0.0, ge=0, description="Seconds before each answer.")
+    delay_per_token: float = Field(0.0, ge=0)
+    slots: int | None = Field(None, ge=1, description="Answers made at the same time; the rest waits.")
+    native_n: bool = True
+    down: bool = False
+    faults: tuple[Fault, ...] = ()
+
+
+@lru_cache(maxsize=100_000)
+def _ids(key: str, count: int) -> tuple[int, ...]:
+    stream = hashlib.shake_128(key.encode()).digest(2 * count)
+    return tuple(int.from_bytes(stream[i : i + 2], "little") % VOCABULARY for i in range(0, 2 * count, 2))
+
+
+def text_of(ids: tuple[int, ...]) -> str:
+    """The text that these token ids stand for: one word per token."""
+    return "".join(f" t{i}" for i in ids)
+
+
+def _candidates(token: int, k: int) -> list[tuple[int, float]]:
+    """The k likeliest tokens at a position, sampled one included, with logprobs that sum to less than 1.
+
+    Every seventh token is drawn from outside the first k: the sampled token then stands beside the candidates.
+    """
+    inside = token % 7 != 0
+    others = [(token + 1 + j) % VOCABULARY for j in range(k)]
+    ids = [token, *others[: k - 1]] if inside else others
+    return [(identifier, -0.7 - 0.9 * rank) for rank, identifier in enumerate(ids)]
+
+
+def _sampled_logprob(token: int, k: int) -> float:
+    return -0.7 if token % 7 != 0 else -0.7 - 0.9 * (k + 3)
+
+
+@lru_cache(maxsize=4096)
+def _chat_logprobs(ids: tuple[int, ...], k: int, as_ids: bool) -> bytes:
+    name = (lambda i: f"token_id:{i}") if as_ids else (lambda i: f" t{i}")
+    content = []
+    for token in ids:
+        own = _sampled_logprob(token, k)
+        # vLLM returns the first k of {sampled, top 1 … top k}, the sampled one first.
+        ranked = [(token, own)] + [c for c in _candidates(token, k) if c[0] != token]
+        content.append(
+            {
+                "token": name(token),
+                "logprob": own,
+                "bytes": None,
+                "top_logprobs": [{"token": name(i), "logprob": lp, "bytes": None} for i, lp in ranked[:k]],
+            }
+        )
+    return orjson.dumps({"content": content})
+
+
+@lru_cache(maxsize=4096)
+def _completion_logprobs(ids: tuple[int, ...], k: int, as_ids: bool) -> bytes:
+    name = (lambda i: f"token_id:{i}") if as_ids else (lambda i: f" t{i}")
+    return orjson.dumps(
+        {
+            "tokens": [name(i) for i in ids],
+            "token_logprobs": [_sampled_logprob(i, k) for i in ids],
+            "top_logprobs": [
+                {name(c): lp for c, lp in [(i, _sampled_logprob(i, k)), *_candidates(i, k)]} for i in ids
+            ],
+            "text_offset": [0] * len(ids),
+        }
+    )
+
+
+class ScriptedTeacher:
+    """The server's state. One event loop."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.calls = 0
+        self.samples = 0
+        self.by_prompt: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.busy_seconds = 0.0
+        self.running = self.waiting = 0
+        self.first_call = self.last_call = 0.0
+        self._slots = asyncio.Semaphore(script.slots or 1_000_000)
+
+    def application(self) -> web.Application:
+        made = web.Application(client_max_size=64 * 1024 * 1024)
+        made.router.add_get("/_stats", self.stats)
+        made.router.add_post("/_script", self.replace)
+        made.router.add_get("/version", self.version)
+        made.router.add_get("/v1/models", self.models)
+        made.router.add_get("/metrics", self.metrics)
+        made.router.add_post("/tokenize", self.tokenize)
+        made.router.add_post("/detokenize", self.detokenize)
+        made.router.add_post("/v1/chat/completions", self.chat)
+        made.router.add_post("/v1/completions", self.completions)
+        return made
+
+    async def stats(self, request: web.Request) -> web.Response:
+        return _json(
+            {
+                "calls": self.calls,
+                "samples": self.samples,
+                "prompts": len(self.by_prompt),
+                "most_for_one_prompt": max(self.by_prompt.values(), default=0),
+                "faults": dict(self.faults),
+                "busy_seconds": self.busy_seconds,
+                "running": self.running,
+                "waiting": self.waiting,
+                "slots": self.script.slots,
+                "span_seconds": max(0.0, self.last_call - self.first_call),
+            }
+        )
+
+    async def replace(self, request: web.Request) -> web.Response:
+        self.script = Script.model_validate_json(await request.read())
+        self._slots = asyncio.Semaphore(self.script.slots or 1_000_000)
+        if request.query.get("reset"):
+            self.calls = self.samples = 0
+            self.by_prompt.clear()
+            self.faults.clear()
+            self.busy_seconds = self.first_call = self.last_call = 0.0
+        return _json({})
+
+    async def version(self, request: web.Request) -> web.StreamResponse:
+        return self._refusing() or _json({"version": self.script.version})
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        model = {"id": self.script.model, "object": "model", "owned_by": "vllm", "max_model_len": 32768}
+        return self._refusing() or _json({"object": "list", "data": [model]})
+
+    def _refusing(self) -> web.Response | None:
+        return web.Response(status=503, text="down") if self.script.down else None
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return web.Response(
+            text=(
+                f'vllm:num_requests_running{{engine="0"}} {self.running}\n'
+                f'vllm:num_requests_waiting{{engine="0"}} {self.waiting}\n'
+                'vllm:kv_cache_usage_perc{engine="0"} 0.1\n'
+                'vllm:num_preemptions_total{engine="0"} 0\n'
+            )
+        )
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        body = orjson.loads(await request.read())
+        text = body.get("prompt")
+        if text is None:
+            text = "".join(f"<{m['role']}>{m.get('content')}" for m in body["messages"])
+        ids = _ids(text, max(1, len(text) // 4))
+        return _json({"tokens": ids, "count": len(ids), "max_model_len": 32768})
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        body = orjson.loads(await request.read())
+        return _json({"prompt": text_of(tuple(body["tokens"]))})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = orjson.loads(await request.read())
+        last = body["messages"][-1]
+        key = str(last.get("content"))
+        k = int(body.get("top_logprobs") or 0) if body.get("logprobs") else 0
+        return await self._answer(request, body, key, k, chat=True)
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        body = orjson.loads(await request.read())
+        return await self._answer(
+            request, body, repr(body["prompt"]), int(body.get("logprobs") or 0), chat=False
+        )
+
+    async def _answer(
+        self, request: web.Request, body: dict[str, Any], key: str, k: int, chat: bool
+    ) -> web.StreamResponse:
+        script = self.script
+        now = time.monotonic()
+        self.first_call = self.first_call or now
+        self.calls += 1
+        self.by_prompt[key] += 1
+        if script.down:
+            return web.Response(status=503, text="down")
+        if k > script.max_logprobs:
+            message = f"Requested logprobs of {k}, which is greater than max allowed: {script.max_logprobs}"
+            return _json({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
+        if body.get("model") not in (None, script.model):
+            message = f"The model `{body['model']}` does not exist."
+            return _json({"error": {"message": message, "type": "NotFoundError", "code": 404}}, 404)
+        n = int(body.get("n") or 1)
+        if n > 1 and not script.native_n:
+            return _json({"error": {"message": "n must be 1", "type": "BadRequestError", "code": 400}}, 400)
+        fault = self._fault(key)
+        if fault is not None:
+            self.faults[fault.kind] += 1
+            early = await _before(request, fault)
+            if early is not None:
+                return early
+        count = min(
+            script.tokens, int(body.get("max_tokens") or body.get("max_completion_tokens") or 1 << 30)
+        )
+        await self._generate(count * n)
+        self.samples += n
+        payload = _payload(body, key, k, n, count, chat, script, fault)
+        self.last_call = time.monotonic()
+        if fault is not None:
+            after = await _after(request, fault, payload)
+            if after is not None:
+                return after
+        return web.Response(body=payload, content_type="application/json")
+
+    async def _generate(self, tokens: int) -> None:
+        seconds = self.script.delay + self.script.delay_per_token * tokens
+        if self.script.slots is None and not seconds:
+            return
+        self.waiting += 1
+        try:
+            async with self._slots:
+                self.waiting -= 1
+                self.running += 1
+                start = time.monotonic()
+                try:
+                    await asyncio.sleep(seconds)
+                finally:
+                    self.running -= 1
+                    self.waiting += 1
+                    self.busy_seconds += time.monotonic() - start
+        finally:
+            self.waiting -= 1
+
+    def _fault(self, key: str) -> Fault | None:
+        for fault in self.script.faults:
+            if fault.contains is not None and fault.contains not in key:
+                continue
+            if fault.first_calls is not None and self.by_prompt[key] > fault.first_calls:
+                continue
+            if fault.share < 1:
+                drawn = hashlib.sha256(f"{fault.kind}{key}{self.by_prompt[key]}".encode()).digest()
+                if int.from_bytes(drawn[:4], "big") / 2**32 >= fault.share:
+                    continue
+            return fault
+        return None
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
+
+
+async def _before(request: web.Request, fault: Fault) -> web.StreamResponse | None:
+    """Faults that come instead of an answer."""
+    match fault.kind:
+        case "429" | "500" | "503" | "400" | "401":
+            return _json(
+                {"error": {"message": f"scripted {fault.kind}", "code": int(fault.kind)}}, int(fault.kind)
+            )
+        case "429-retry-after":
+            answer = _json({"error": {"message": "scripted 429", "code": 429}}, 429)
+            answer.headers["Retry-After"] = f"{fault.seconds:g}"
+            return answer
+        case "hang":
+            await asyncio.sleep(fault.seconds)
+        case "wrong-type":
+            return web.Response(text="<html>scripted</html>", content_type="text/html")
+        case "huge":
+            answer_stream = web.StreamResponse(headers={"Content-Type": "application/json"})
+            await answer_stream.prepare(request)
+            block = b" " * (1 << 20)
+            for _ in range(1024):
+                await answer_stream.write(block)
+            return answer_stream
+        case "no-choices":
+            return _json({"id": "x", "choices": [], "model": "scripted"})
+    return None
+
+
+async def _after(request: web.Request, fault: Fault, payload: bytes) -> web.StreamResponse | None:
+    """Faults of an answer that was made."""
+    match fault.kind:
+        case "cut":
+            answer = web.StreamResponse(
+                headers={"Content-Type": "application/json", "Content-Length": str(len(payload))}
+            )
+            await answer.prepare(request)
+            await answer.write(payload[: len(payload) // 2])
+            if request.transport is not None:
+                request.transport.abort()
+            return answer
+        case "drip":
+            answer = web.StreamResponse(headers={"Content-Type": "application/json"})
+            await answer.prepare(request)
+            for byte in payload[:40]:
+                await answer.write(bytes([byte]))
+                await asyncio.sleep(fault.seconds / 40)
+            await answer.write(payload[40:])
+            return answer
+        case "half-json":
+            return web.Response(body=payload[: len(payload) // 2], content_type="application/json")
+    return None
+
+
+def _payload(
+    body: dict[str, Any],
+    key: str,
+    k: int,
+    n: int,
+    count: int,
+    chat: bool,
+    script: Script,
+    fault: Fault | None,
+) -> bytes:
+    kind = fault.kind if fault is not None else None
+    as_ids, return_ids = bool(body.get("return_tokens_as_token_ids")), bool(body.get("return_token_ids"))
+    seed = body.get("seed")
+    choices = []
+    for index in range(n):
+        ids = _ids(f"{key}|{None if seed is None else seed + index}|{index if seed is None else ''}", count)
+        choice: dict[str, Any] = {
+            "index": index,
+            "finish_reason": "length" if count < script.tokens else "stop",
+        }
+        if chat:
+            choice["message"] = _message(text_of(ids), script.reasoning)
+        else:
+            choice["text"] = text_of(ids)
+        if (k or body.get("logprobs")) and kind != "no-logprobs":
+            made = (_chat_logprobs if chat else _completion_logprobs)(ids, k, as_ids)
+            if kind == "nan-logprobs":
+                made = made.replace(b"-0.7,", b"NaN,")
+            elif kind == "zero-logprobs":
+                made = _flattened(made)
+            choice["logprobs"] = orjson.Fragment(made)
+        if return_ids:
+            choice["token_ids"] = ids
+        choices.append(choice)
+    answer: dict[str, Any] = {
+        "id": "scripted",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": int(time.time()),
+        "model": script.model,
+        "system_fingerprint": f"vllm-{script.version}-scripted",
+        "choices": choices,
+    }
+    if return_ids:
+        answer["prompt_token_ids"] = _ids(key, max(1, len(key) // 4))
+    if kind != "no-usage":
+        prompt = max(1, len(key) // 4)
+        answer["usage"] = {
+            "prompt_tokens": prompt,
+            "completion_tokens": count * n,
+            "total_tokens": prompt + count * n,
+        }
+    return orjson.dumps(answer)
+
+
+def _flattened(logprobs: bytes) -> bytes:
+    """All logprobs 0 or −9999, as some APIs return them."""
+
+    def walk(value: Any, name: str = "") -> Any:
+        if isinstance(value, dict):
+            return {k: (0.0 if k == "logprob" else walk(v, k)) for k, v in value.items()}
+        if isinstance(value, list):
+            return [walk(v, name) for v in value]
+        return -9999.0 if isinstance(value, float) else value
+
+    return orjson.dumps(walk(orjson.loads(logprobs)))
+
+
+def _message(text: str, reasoning: str) -> dict[str, Any]:
+    trace = "I look at the words one by one."
+    match reasoning:
+        case "reasoning" | "reasoning_content":
+            return {"role": "assistant", "content": text, reasoning: trace}
+        case "think":
+            return {"role": "assistant", "content": f"<think>\n{trace}\n</think>\n\n{text}"}
+    return {"role": "assistant", "content": text}
+
+
+async def serve(script: Script, host: str, port: int) -> None:
+    """Run until cancelled."""
+    runner = web.AppRunner(ScriptedTeacher(script).application(), access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, host, port, backlog=1024)
+    await site.start()
+    bound = runner.addresses[0][1]
+    print(f"http://{host}:{bound}", flush=True)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="app.teachers.scripted", description=__doc__.splitlines()[0])
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--script", default="{}", help="the script as JSON")
+    given = parser.parse_args()
+    try:
+        asyncio.run(serve(Script.model_validate_json(given.script), given.host, given.port))
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
