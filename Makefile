@@ -33,7 +33,7 @@ lint: env-test ## ruff, mypy --strict, the import contracts
 	.venv/bin/lint-imports
 
 test: lint ## the test command: the linters and the core suite, on SQLite and on PostgreSQL
-	$(PYTEST) -n $(TEST_PROCESSES) -m "$(CORE)"
+	$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal -m "$(CORE)"
 
 test-all: test resolve test-heavy test-fresh ## everything: the core, the heavy suites, a fresh checkout
 
