@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class WorkerProcess:
-    """Starts and stops the threads of a worker. A thread that dies takes the process with it: a supervisor sees that."""
+    """Starts and stops the threads of a worker. A thread that dies takes the process with it: the supervisor sees it."""
 
     def __init__(self, settings: Settings, celery: Celery) -> None:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"

@@ -4,7 +4,7 @@ from app.broker import WAKE
 from workers import celery
 
 
-@celery.app.task(name=WAKE, ignore_result=True)  # type: ignore[untyped-decorator]
+@celery.app.task(name=WAKE, ignore_result=True)
 def wake() -> None:
     if celery.process is not None:
         celery.process.wake()
