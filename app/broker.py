@@ -10,7 +10,7 @@ from pathlib import Path
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from app.services.ports import Wake
+from app.services.ports import BrokerProblem, Wake
 
 log = logging.getLogger(__name__)
 
@@ -81,3 +81,17 @@ def wake_through(celery: Celery) -> Wake:
             log.warning("no wake-up sent, workers will find the work when they next look: %s", error)
 
     return wake
+
+
+def problem_of(celery: Celery) -> BrokerProblem:
+    """A check that opens one connection and says in a sentence why it could not."""
+
+    def problem() -> str | None:
+        try:
+            with celery.connection_for_write(connect_timeout=2) as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=2)
+        except (OperationalError, OSError) as error:
+            return f"does not answer: {error}"
+        return None
+
+    return problem

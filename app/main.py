@@ -4,40 +4,66 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
-from app.api import appending, health, jobs, problems, projects, prompt_sets, teachers
+from app.api import (
+    appending,
+    completions,
+    docs_pages,
+    events,
+    health,
+    jobs,
+    metrics,
+    openapi,
+    problems,
+    projects,
+    prompt_sets,
+    teachers,
+)
 from app.api.edge import Edge
+from app.api.metrics import Metrics
 from app.api.resources import Resources
 from app.api.waking import Waker
-from app.broker import celery_app, wake_through
+from app.broker import celery_app, problem_of, wake_through
 from app.db.session import connect
 from app.domain.version import code_version
-from app.services.ports import OpenTeacher, Wake, wake_nobody
+from app.services.ports import BrokerProblem, OpenTeacher, Wake, no_broker, wake_nobody
 from app.settings import Settings
 from app.storage.places import open_storage
 from app.teachers.base import Teacher, TeacherSpec
 
+ROUTERS = (projects, prompt_sets, appending, teachers, jobs, events, completions, health, metrics, docs_pages)
+
 
 def create_app(settings: Settings, wake: Wake | None = None) -> FastAPI:
-    """The service over these settings. The database is not touched before the first request."""
-    waker = Waker(wake or _wake(settings))
+    """The service over these settings. Neither database nor broker is touched before the first request."""
+    publish, broker_problem = _broker(settings)
     engine = connect(settings.database)
-    made = FastAPI(title="Retort", version=code_version(), lifespan=_lifespan)
-    made.state.waker = waker
+    made = FastAPI(
+        title="Retort",
+        version=code_version(),
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=openapi.operation_id,
+        lifespan=_lifespan,
+    )
+    made.state.waker = Waker(wake or publish)
+    made.state.metrics = Metrics(engine)
     made.state.resources = Resources(
         engine=engine,
         storage=open_storage(settings.storage_url),
-        wake=waker,
-        broker_problem=lambda: None,
+        wake=made.state.waker,
+        broker_problem=broker_problem,
         open_teacher=_open_teacher(settings),
         check_teacher=lambda spec: None,
         shard_size=settings.engine.shard_size,
         max_body_bytes=settings.max_body_bytes,
     )
-    problems.install(made)
-    for module in (projects, prompt_sets, appending, teachers, jobs, health):
+    problems.install(made, _routes())
+    openapi.install(made)
+    for module in ROUTERS:
         made.include_router(module.router)
-    made.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, observe=lambda *_: None)
+    made.add_middleware(Edge, max_body_bytes=settings.max_body_bytes, observe=made.state.metrics.observe)
     return made
 
 
@@ -53,10 +79,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.resources.engine.dispose()
 
 
-def _wake(settings: Settings) -> Wake:
+def _routes() -> list[APIRoute]:
+    return [route for module in ROUTERS for route in module.router.routes if isinstance(route, APIRoute)]
+
+
+def _broker(settings: Settings) -> tuple[Wake, BrokerProblem]:
     if settings.broker_url is None:
-        return wake_nobody
-    return wake_through(celery_app(settings.broker_url.get_secret_value(), settings.data_dir))
+        return wake_nobody, no_broker
+    celery = celery_app(settings.broker_url.get_secret_value(), settings.data_dir)
+    return wake_through(celery), problem_of(celery)
 
 
 def _open_teacher(settings: Settings) -> OpenTeacher:

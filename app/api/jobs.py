@@ -4,14 +4,16 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.dependencies import Reader, Reading, ResourcesDep, Writer, Writing, after_commit
 from app.api.once import WriterOnce, json_answer
 from app.api.paging import Cursor, Limit, Page, int_places, page_of, text_place
 from app.domain.lifecycle import JobStatus, ShardStatus
 from app.recipes import JobSpec
-from app.services import jobs
+from app.services import jobs, retrying
 from app.services.jobs import JobEstimate, JobView, ShardView
+from app.services.retrying import RetryView
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -110,6 +112,38 @@ def cancel_job(session: Writing, who: Writer, given: ResourcesDep, job_id: JobId
     """Calls in flight are dropped. What was recorded stays, and can be read and exported. It cannot be undone."""
     after_commit(session, lambda: given.wake(None))
     return jobs.cancel(session, who.project_id, job_id)
+
+
+class RetryRequest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kinds: tuple[str, ...] = Field(
+        (), max_length=50, description="Kinds of error, as in `error_kind`; none: all."
+    )
+
+
+_ALL_KINDS = RetryRequest()
+
+
+@router.post("/{job_id}/retry", response_model=RetryView, summary="Retry a job's failed rows")
+def retry_job(
+    who: Writer,
+    given: ResourcesDep,
+    job_id: JobId,
+    body: Annotated[
+        RetryRequest, Body(openapi_examples={"by kind": {"value": {"kinds": ["teacher-transient"]}}})
+    ] = _ALL_KINDS,
+) -> RetryView:
+    """Failed completions are made again; a job that has ended runs again. Completed ones are never touched.
+
+    ```sh
+    curl -s "http://127.0.0.1:8321/v1/jobs/$JOB/retry" -H "Authorization: Bearer $RETORT_API_KEY" \\
+      -H 'Content-Type: application/json' -d '{"kinds": ["teacher-transient"]}'
+    ```
+    """
+    made = retrying.retry(given.engine, who.project_id, job_id, body.kinds)
+    given.wake(None)
+    return made
 
 
 @router.get("/{job_id}/shards", response_model=Page[ShardView], summary="Read a job's shards")

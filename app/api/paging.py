@@ -31,10 +31,11 @@ def page_of(name: str, found: Sequence[T], limit: int, place: Callable[[T], list
     """A page from up to `limit` + 1 rows: one more than asked for tells that there is a next page."""
     more = len(found) > limit
     shown = list(found[:limit])
-    return Page(data=shown, next_cursor=_encode(name, place(shown[-1])) if more else None)
+    return Page(data=shown, next_cursor=next_cursor(name, place(shown[-1])) if more else None)
 
 
-def _encode(name: str, place: list[str | int]) -> str:
+def next_cursor(name: str, place: list[str | int]) -> str:
+    """Names the last row that was shown of the list `name`."""
     return base64.urlsafe_b64encode(orjson.dumps([name, *place])).rstrip(b"=").decode()
 
 

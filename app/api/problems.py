@@ -1,15 +1,16 @@
 """Problem details (RFC 9457) for every error, and the one table from error class to HTTP status."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -121,13 +122,18 @@ def problem(
     return Response(body, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of this app a problem. (What no handler knows, the edge turns into one: `app.api.edge`.)"""
+def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
+    """Make every error of this app a problem. (What no handler knows, the edge turns into one: `app.api.edge`.)
+
+    `routes`: all of them, so that a 405 can name every method that a path takes (RFC 9110, 15.5.6).
+    """
+    app.state.methods_by_path = [(route.path_regex, route.methods) for route in routes]
     app.add_exception_handler(errors.RetortError, _domain_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     for unavailable in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(unavailable, _database_error)
+    app.add_exception_handler(DataError, _data_error)
 
 
 def _domain_error(request: Request, error: Exception) -> Response:
@@ -177,15 +183,26 @@ def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-").replace("'", "")
     detail = error.detail
+    headers = dict(error.headers or {})
     if error.status_code == 404 and detail == "Not Found":
         detail = f"there is nothing at {request.url.path}; /docs lists what there is"
     elif error.status_code == 405 and detail == "Method Not Allowed":
-        allowed = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow")
-        detail = f"{request.method} is not possible here" + (f"; possible: {allowed}" if allowed else "")
-    return problem(request, kind, error.status_code, detail, None, error.headers)
+        known = request.app.state.methods_by_path
+        allowed = {method for path, methods in known if path.match(request.url.path) for method in methods}
+        headers = {"Allow": ", ".join(sorted(allowed))}
+        detail = f"{request.method} is not possible here; possible: {headers['Allow']}"
+    return problem(request, kind, error.status_code, detail, None, headers)
 
 
 def _database_error(request: Request, error: Exception) -> Response:
     log.error("request %s: the database does not answer", request.scope.get("request_id"), exc_info=error)
     detail = "the database does not answer or is busy; nothing was changed, ask again"
     return problem(request, "database-unavailable", 503, detail, None, {"Retry-After": "2"})
+
+
+def _data_error(request: Request, error: Exception) -> Response:
+    log.warning(
+        "request %s holds a value that the database cannot store: %s", request.scope.get("request_id"), error
+    )
+    detail = "a value cannot be stored: text may not contain the character U+0000"
+    return problem(request, "invalid-input", 422, detail)

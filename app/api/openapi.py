@@ -1,0 +1,86 @@
+"""The OpenAPI document: tags, the key's scheme, problems for every operation, neat operation ids."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic.json_schema import models_json_schema
+
+from app.api.problems import MEDIA_TYPE, Problem
+from app.domain.prompts import Prompt
+
+DESCRIPTION = """
+Prompts in → a durable job → a teacher kept busy → rows that know their origin → exported as an immutable dataset.
+
+**Begin** with *Authorize* and a key (the first one is in the data folder, in `admin.key`). Then: create a prompt set,
+append prompts, seal it; register a teacher; submit a job; watch it; read its completions or export them.
+
+- **Errors** are problem details (RFC 9457): `type` for programs, `detail` for people, `errors` says where.
+- **`Idempotency-Key`** on every creating POST: sent again, the request is answered from memory and makes nothing twice.
+- **Lists** come in pages: hand `next_cursor` back as `cursor`. Page 1000 costs what page 1 costs.
+- **Roles**: `reader` reads, `writer` makes prompt sets, jobs and exports, `admin` registers teachers and makes keys.
+- Times are UTC by the database's clock, RFC 3339.
+""".strip()
+
+TAGS = [
+    {"name": "projects", "description": "Owners of everything below."},
+    {"name": "keys", "description": "A key opens one project. Its secret is shown once."},
+    {"name": "prompt sets", "description": "Content-addressed lists of prompts, immutable once sealed."},
+    {"name": "teachers", "description": "Models behind a driver."},
+    {"name": "jobs", "description": "Prompt set × teachers × sampling parameters × n × top_logprobs."},
+    {"name": "completions", "description": "What teachers answered, one row per sample."},
+    {"name": "exports", "description": "Immutable datasets with a manifest."},
+    {"name": "operation", "description": "For whoever runs the service."},
+]
+
+_PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_SECURED = {"401": "No valid key", "403": "The key may not do this"}
+_ALWAYS = {"422": "The request is not valid", "default": "Any other problem"}
+
+
+def operation_id(route: APIRoute) -> str:
+    """The endpoint's own name: they are verbs with a noun, and unique (a test says so)."""
+    return route.name
+
+
+def install(app: FastAPI) -> None:
+    """Replace the app's `openapi` with one that says all of this."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    made = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=DESCRIPTION,
+        summary="Distillation data from teachers, with every logprob.",
+        routes=app.routes,
+        tags=TAGS,
+    )
+    schemas = made["components"]["schemas"]
+    _, ours = models_json_schema(
+        [(Problem, "serialization"), (Prompt, "validation")], ref_template="#/components/schemas/{model}"
+    )
+    for name, schema in ours["$defs"].items():
+        schemas.setdefault(name, schema)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for operation in _operations(made):
+        answers = operation["responses"]
+        problems = {**(_SECURED if operation.get("security") else {}), **_ALWAYS}
+        for status, text in problems.items():
+            answers[status] = {"description": text, "content": _PROBLEM}
+    return made
+
+
+def _operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for path in document["paths"].values():
+        yield from path.values()
