@@ -15,7 +15,7 @@ from app.api.jobs import JobId
 from app.api.resources import Resources
 from app.domain.lifecycle import ENDED
 from app.services import jobs
-from app.services.jobs import JobView
+from app.services.job_views import JobView
 from app.services.projects import Caller
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

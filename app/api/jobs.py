@@ -12,7 +12,7 @@ from app.api.paging import Cursor, Limit, Page, int_places, page_of, text_place
 from app.domain.lifecycle import JobStatus, ShardStatus
 from app.recipes import JobSpec
 from app.services import jobs, retrying
-from app.services.jobs import JobEstimate, JobView, ShardView
+from app.services.job_views import JobEstimate, JobView, ShardView
 from app.services.retrying import RetryView
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

@@ -16,7 +16,7 @@ from app.db.models import Completion, Job
 from app.domain.columns import TokenColumns
 from app.domain.lifecycle import CompletionStatus
 from app.errors import NotFound, StorageError
-from app.services.jobs import moment
+from app.services.job_views import moment
 from app.storage.lookup import rows_of
 from app.storage.places import Storage
 from app.storage.token_table import columns_of, decode_part

@@ -10,7 +10,7 @@ from app.db.session import session, transaction
 from app.domain.lifecycle import JobStatus
 from app.errors import IllegalTransition
 from app.services import jobs
-from app.services.jobs import JobView
+from app.services.job_views import JobView
 
 _SHARDS_AT_ONCE = 200
 
