@@ -8,6 +8,7 @@ HEAVY := faults slow vllm trainers browser
 CORE := not faults and not slow and not vllm and not trainers and not browser and not fresh
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help env env-test env-lock demo lint test test-all test-heavy $(HEAVY:%=test-%) test-smoke test-fresh resolve lock lock-upgrade bench faults clean
 
 help: ## this list

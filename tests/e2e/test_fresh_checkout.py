@@ -3,10 +3,12 @@
 import io
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +94,21 @@ def test_make_lists_its_targets(checkout: Checkout) -> None:
     shown = checkout.make("help")
     assert "make demo" in shown
     assert "make test " in shown
+
+
+def test_an_interrupted_installation_leaves_nothing_half_done(checkout: Checkout) -> None:
+    """Ctrl-C while pip installs; the demo that follows has to make the environment anew."""
+    environment = checkout.folder / ".venv"
+    with subprocess.Popen(
+        ["make", "env"], cwd=checkout.folder, env=checkout.environment, start_new_session=True
+    ) as making:
+        while not (environment / "bin" / "pip").exists():
+            assert making.poll() is None
+            time.sleep(0.1)
+        time.sleep(2)
+        os.killpg(making.pid, signal.SIGINT)
+    assert making.returncode != 0
+    assert not (environment / ".complete").exists()
 
 
 def test_the_demo_does_the_main_job_once(checkout: Checkout) -> None:
