@@ -111,7 +111,8 @@ def _standing(case: Case, part: Part, teacher: TeacherRef, bound: Bound) -> Iter
             teacher=teacher.name,
         )
     read, limit = terms.read, case.rules.stale_after_days
-    if read is not None and (case.today - read).days > limit:
+    contract = bound.override is not None and bound.override.contract is not None  # holds until its `until`
+    if read is not None and not contract and (case.today - read).days > limit:
         yield finding(
             Severity.WARN,
             Code.TERMS_STALE,

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,8 +185,6 @@ _TOKENS = st.sampled_from(
         "+",
         ",",
         "é",
-    ]
-    + [
         "Classpath-exception-2.0",
         "CC-BY-4.0",
         "DocumentRef-z:LicenseRef-b",
@@ -219,13 +215,11 @@ def test_a_million_rows_of_few_licences_cost_look_ups_only() -> None:
     licences = ["cc-by-4.0", "MIT", "apache-2.0 OR mit", "NOASSERTION"]
     for text in licences:
         license_traits(normalise_license(text))
-    before = normalise_license.cache_info().misses, license_traits.cache_info().misses
-    start = time.process_time()
-    for _ in range(50_000):
+    parsed = normalise_license.cache_info().misses, license_traits.cache_info().misses
+    for _ in range(10_000):
         for text in licences:
             license_traits(normalise_license(text))
-    assert (normalise_license.cache_info().misses, license_traits.cache_info().misses) == before
-    assert time.process_time() - start < 5  # 0.05 s here; parsing each would take about 20 s
+    assert (normalise_license.cache_info().misses, license_traits.cache_info().misses) == parsed
 
 
 @pytest.mark.parametrize(
@@ -243,7 +237,6 @@ def test_licences_that_bind_together(expressions: list[str], joined: str) -> Non
 
 
 def test_licences_that_bind_together_may_be_longer_than_what_a_row_may_say() -> None:
-    many = frozenset(f"LicenseRef-a-rather-long-name-of-a-licence-{i}" for i in range(40)) | {
-        "(" * 32 + "MIT" + ")" * 32
-    }
-    assert len(all_licenses(many)) > MAX_EXPRESSION_CHARS
+    many = {f"LicenseRef-a-rather-long-name-of-a-licence-{i}" for i in range(40)}
+    nested = "(" * 32 + "MIT" + ")" * 32
+    assert len(all_licenses(frozenset({*many, nested}))) > MAX_EXPRESSION_CHARS
