@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures import processes
+
 pytestmark = [pytest.mark.fresh, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +118,9 @@ def test_the_demo_does_the_main_job_once(checkout: Checkout) -> None:
     first = checkout.make("demo")
     stored = checkout.completions()
     assert stored >= 40
-    assert "manifest" in first.lower()
+    files = sorted((checkout.folder / ".retort" / "demo" / "jsonl").glob("*.jsonl"))
+    assert sum(len(file.read_text().splitlines()) for file in files) == stored
+    assert str(files[0].parent.relative_to(checkout.folder)) in first.replace("\n", "")
     checkout.make("demo")
     assert checkout.completions() == stored, "a second run generated again"
     assert checkout.files() == before, "the demo left files in the tree that git does not ignore"
