@@ -15,7 +15,7 @@ from app.errors import PolicyRefusal
 from app.policy.case import Case
 from app.policy.findings import Code, Finding, Severity, merged
 from app.policy.judgement import Judged, judge
-from app.policy.lattice import Permissions, join_all, name_prefix, share_alike_targets
+from app.policy.lattice import FREE, Permissions, join_all, name_prefix, share_alike_targets
 from app.policy.overrides import LicenceOverride, TermsOverride
 from app.policy.parts import Part
 from app.policy.record import PermissionsRecord
@@ -269,12 +269,12 @@ def _involved(judged: Sequence[Judged]) -> dict[str, tuple[str, ...] | int]:
 def _offer(judged: Sequence[Judged], use: IntendedUse) -> PartialOffer | None:
     """The parts that pass by themselves, taken from the largest as long as they pass together. None: nothing passes."""
     kept: list[Judged] = []
+    held = FREE
     for item in sorted(judged, key=lambda item: (-item.part.rows, item.part.key)):
-        candidate = [*kept, item]
-        joined = join_all(each.permissions for each in candidate)
-        conflicts = _together(joined, use, candidate)
-        if not item.blocked and all(f.severity is not Severity.BLOCK for f in conflicts):
-            kept = candidate
+        joined = held.join(item.permissions)
+        if not item.blocked and all(f.severity is not Severity.BLOCK for f in _together(joined, use, ())):
+            kept.append(item)
+            held = joined
     if not kept:
         return None
     keep = {item.part.key for item in kept}

@@ -1,4 +1,5 @@
 from datetime import date, timedelta
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -204,3 +205,9 @@ def test_an_override_without_who_why_or_terms_is_refused(wrong: dict[str, object
 def test_only_a_licence_of_ones_own_is_overridden(id_: str) -> None:
     with pytest.raises(ValidationError):
         LicenceOverride(id="l", who="w", why="y", since=TODAY, license_id=id_, contract=PRIVATE)
+
+
+def test_the_example_of_the_documentation_is_an_override() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "policy.md").read_text()
+    example = TermsOverride.model_validate_json(text.partition("```json\n")[2].partition("```")[0])
+    assert decide(COMPETING, [part(GPT)], TODAY, overrides=[example]).outcome is Outcome.ALLOW
