@@ -42,6 +42,7 @@ class Checkout:
             "HOME": os.environ["HOME"],
             "LANG": "C.UTF-8",
             "CI": "true",
+            "RETORT_PORT": str(processes.free_port()),  # another service may hold the usual one
         }
 
     def make(self, target: str) -> str:
