@@ -1,57 +1,98 @@
-"""Which addresses a teacher may have. They come from an administrator, and still must not reach the inside of a network."""
+"""Which teacher addresses may be called: a guard against server-side request forgery.
+
+Link-local addresses (cloud metadata lives there) never; loopback where the profile allows it; private ranges by an
+allowlist. An address is judged when a teacher is registered (`check_address`) and again at each connection, on the
+very address that is connected to (`app/teachers/transport.py`): a name that changes its mind in between wins nothing.
+"""
 
 import ipaddress
 import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from app.errors import InvalidInput, TeacherUnavailable
+from app.errors import InvalidInput, Unsupported
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TeacherAccess:
-    """What this installation allows. Link-local addresses (cloud metadata) are never allowed."""
+    """`allow_private`: networks in CIDR notation that teachers may live in though they are not public."""
 
     allow_loopback: bool = False
     allow_private: tuple[str, ...] = ()
 
 
-def check_address(url: str, access: TeacherAccess) -> None:
-    """Resolve the host and check every address behind it.
-
-    Raises `InvalidInput` for an address that is not allowed, with the setting that allows it, and
-    `TeacherUnavailable` for a name that does not resolve.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise _refused(f"{url!r} is no http:// or https:// address")
-    if parts.username or parts.password:
-        raise _refused("an address carries no user or password: give a secret_ref")
+def check_url(url: str | None, access: TeacherAccess) -> str:
+    """The URL without a trailing slash. Looks nothing up: judges the form, and the host where it is a number."""
+    if not url:
+        raise InvalidInput("this driver needs base_url: the address of the teacher's API")
     try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise TeacherUnavailable(f"the name {parts.hostname!r} does not resolve") from error
-    for entry in found:
-        _check(parts.hostname, ipaddress.ip_address(str(entry[4][0]).partition("%")[0]), access)
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise InvalidInput(f"base_url is not a URL: {error}") from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise InvalidInput("base_url must begin with http:// or https:// and name a host")
+    if parts.username is not None or parts.password is not None:
+        raise InvalidInput("base_url must not carry a user or a password: use secret_ref")
+    if parts.query or parts.fragment:
+        raise InvalidInput("base_url must not carry a query or a fragment")
+    try:
+        literal = ipaddress.ip_address(host)
+    except ValueError:
+        return url.rstrip("/")
+    judge(literal, access)
+    return url.rstrip("/")
 
 
-def _check(host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address, access: TeacherAccess) -> None:
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+def check_address(url: str | None, access: TeacherAccess) -> None:
+    """`check_url`, and every address that the host's name stands for now. Blocks for the look-up.
+
+    A name that cannot be looked up here passes: a worker elsewhere may know it, and judges it when it connects.
+    """
+    host = urlsplit(check_url(url, access)).hostname
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return
+    for *_, place in found:
+        judge(ipaddress.ip_address(str(place[0]).partition("%")[0]), access)
+
+
+def judge(address: Address, access: TeacherAccess) -> None:
+    """Raises `Unsupported`, naming the setting that would allow this address, if there is one."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is not None:
+            judge(inner, access)
+            return
+    if address.is_link_local:
+        raise Unsupported(f"{address} is a link-local address: teachers are never called there")
+    if address.is_unspecified or address.is_multicast:
+        raise Unsupported(f"{address} is no address of a server")
     if address.is_loopback:
         if not access.allow_loopback:
-            raise _refused(f"{host} is this machine: RETORT_ADDRESSES__ALLOW_LOOPBACK=true allows it")
+            raise Unsupported(
+                f"{address} is this machine itself: RETORT_ADDRESSES__ALLOW_LOOPBACK=true allows it"
+            )
         return
-    if address.is_link_local or address.is_multicast or address.is_unspecified:
-        raise _refused(f"{host} is {address}, an address that no teacher has")
-    if address.is_global:
+    if address.is_global or any(_within(address, network) for network in access.allow_private):
         return
-    if any(address in ipaddress.ip_network(network) for network in access.allow_private):
-        return
-    raise _refused(
-        f"{host} is {address}, a private address: RETORT_ADDRESSES__ALLOW_PRIVATE names the networks allowed"
+    raise Unsupported(
+        f"{address} is a private address: RETORT_ADDRESSES__ALLOW_PRIVATE='[\"{_network_of(address)}\"]' allows it"
     )
 
 
-def _refused(reason: str) -> InvalidInput:
-    return InvalidInput(reason, errors=[{"detail": reason, "pointer": "#/base_url"}])
+def _within(address: Address, network: str) -> bool:
+    try:
+        return address in ipaddress.ip_network(network, strict=False)
+    except ValueError as error:
+        raise InvalidInput(
+            f"RETORT_ADDRESSES__ALLOW_PRIVATE holds {network!r}, which is no network in CIDR notation"
+        ) from error
+
+
+def _network_of(address: Address) -> str:
+    bits = 24 if address.version == 4 else 64
+    return str(ipaddress.ip_network(f"{address}/{bits}", strict=False))

@@ -1,6 +1,6 @@
 """What a teacher is to the engine: a Protocol of few methods, and the typed values that cross it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import JsonValue

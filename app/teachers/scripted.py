@@ -441,7 +441,7 @@ async def serve(script: Script, host: str, port: int) -> None:
     site = web.TCPSite(runner, host, port, backlog=1024)
     await site.start()
     bound = runner.addresses[0][1]
-    print(f"http://{host}:{bound}", flush=True)
+    print(f"http://{host}:{bound}", flush=True)  # noqa: T201 - whoever started it reads this
     try:
         await asyncio.Event().wait()
     finally:
