@@ -92,7 +92,7 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Make failed completions again."""
-    _act("retry", job, as_json, {"error_kinds": kind or []})
+    _act("retry", job, as_json, {"kinds": kind or []})
 
 
 @app.command()
