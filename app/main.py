@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
 from app.api import (
@@ -22,6 +22,7 @@ from app.api import (
 )
 from app.api.edge import Edge
 from app.api.metrics import Metrics
+from app.api.parameters import no_unknown_parameters
 from app.api.resources import Resources
 from app.api.waking import Waker
 from app.broker import celery_app, problem_of, wake_through
@@ -45,6 +46,7 @@ def create_app(settings: Settings, wake: Wake | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=openapi.operation_id,
+        dependencies=[Depends(no_unknown_parameters)],
         lifespan=_lifespan,
     )
     made.state.waker = Waker(wake or publish)

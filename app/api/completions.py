@@ -35,7 +35,7 @@ def read_completions(
     given: ResourcesDep,
     job_id: JobId,
     status: Annotated[Literal["completed", "failed"] | None, Query(description="Only these.")] = None,
-    prompt: PromptNumber = None,
+    prompt_number: PromptNumber = None,
     include: Included = [],  # noqa: B006 - FastAPI's way to say: none
     limit: PageSize = 50,
     cursor: Cursor = None,
@@ -49,14 +49,14 @@ def read_completions(
     """
     with_ = _include(include, limit)
     if status == "failed":
-        return _failures(session, who, given, job_id, [], prompt, with_, limit, cursor)
+        return _failures(session, who, given, job_id, [], prompt_number, with_, limit, cursor)
     after = _place("completions", cursor)
     found = completions.page(
         session,
         given.storage,
         who.project_id,
         job_id,
-        prompt,
+        prompt_number,
         status == "completed",
         after,
         limit + 1,
@@ -72,13 +72,15 @@ def read_failures(
     given: ResourcesDep,
     job_id: JobId,
     kind: Annotated[list[str], Query(description="Only these kinds of error.")] = [],  # noqa: B006
-    prompt: PromptNumber = None,
+    prompt_number: PromptNumber = None,
     include: Included = [],  # noqa: B006
     limit: PageSize = 50,
     cursor: Cursor = None,
 ) -> Response:
     """Failed completions with kind and reason, by prompt. `POST …/retry` asks for them again."""
-    return _failures(session, who, given, job_id, kind, prompt, _include(include, limit), limit, cursor)
+    return _failures(
+        session, who, given, job_id, kind, prompt_number, _include(include, limit), limit, cursor
+    )
 
 
 def _failures(
@@ -121,13 +123,13 @@ def _key(name: str, found: Found) -> list[str | int]:
 def _answer(name: str, found: list[Found], limit: int) -> Response:
     """The page as JSON, its arrays written as they are: building lists of numbers first costs ten times as much."""
     following = next_cursor(name, _key(name, found[limit - 1])) if len(found) > limit else None
-    data = []
+    items = []
     for one in found[:limit]:
         row = one.view.model_dump(mode="json")
         row["messages"] = one.messages
         row["tokens"] = None if one.tokens is None else _tokens(one.tokens)
-        data.append(row)
-    body = orjson.dumps({"data": data, "next_cursor": following}, option=orjson.OPT_SERIALIZE_NUMPY)
+        items.append(row)
+    body = orjson.dumps({"items": items, "next_cursor": following}, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, media_type="application/json")
 
 

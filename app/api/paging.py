@@ -23,7 +23,7 @@ class Page(BaseModel, Generic[T]):
 
     model_config = ConfigDict(frozen=True)
 
-    data: list[T]
+    items: list[T]
     next_cursor: str | None = Field(description="Of the page after this one; null: this is the last.")
 
 
@@ -31,7 +31,7 @@ def page_of(name: str, found: Sequence[T], limit: int, place: Callable[[T], list
     """A page from up to `limit` + 1 rows: one more than asked for tells that there is a next page."""
     more = len(found) > limit
     shown = list(found[:limit])
-    return Page(data=shown, next_cursor=next_cursor(name, place(shown[-1])) if more else None)
+    return Page(items=shown, next_cursor=next_cursor(name, place(shown[-1])) if more else None)
 
 
 def next_cursor(name: str, place: list[str | int]) -> str:

@@ -31,15 +31,20 @@ def new_set(api: TestClient) -> str:
 
 
 def send(api: Any, set_id: str, body: Any, headers: dict[str, str] | None = None, **params: Any) -> Any:
-    return api.post(f"/v1/prompt-sets/{set_id}/prompts", content=body, params=params, headers=NDJSON | (headers or {}))
+    return api.post(
+        f"/v1/prompt-sets/{set_id}/prompts", content=body, params=params, headers=NDJSON | (headers or {})
+    )
 
 
 def numbers(api: TestClient, set_id: str) -> list[int]:
     found: list[int] = []
     cursor = None
     while True:
-        page = api.get(f"/v1/prompt-sets/{set_id}/prompts", params={"limit": 1000} | ({"cursor": cursor} if cursor else {}))
-        found += [prompt["number"] for prompt in page.json()["data"]]
+        page = api.get(
+            f"/v1/prompt-sets/{set_id}/prompts",
+            params={"limit": 1000} | ({"cursor": cursor} if cursor else {}),
+        )
+        found += [prompt["number"] for prompt in page.json()["items"]]
         cursor = page.json()["next_cursor"]
         if cursor is None:
             return found
@@ -49,7 +54,10 @@ def test_json(api: TestClient) -> None:
     set_id = new_set(api)
     rows = [
         "a bare string",
-        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "license": "cc0-1.0"},
+        {
+            "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+            "license": "cc0-1.0",
+        },
         {"prompt": "p", "metadata": {"a": [1, None]}, "reference": 4, "custom_id": "c", "source": "s"},
         {"prompt": "p", "parameters": {"temperature": 0, "max_tokens": 3}, "teacher": "t"},
         {"prompt": "p", "tools": [{"type": "function"}], "response_schema": {"type": "object"}},
@@ -57,7 +65,7 @@ def test_json(api: TestClient) -> None:
     made = api.post(f"/v1/prompt-sets/{set_id}/prompts", json={"prompts": rows}).json()
     assert (made["n_added"], made["n_rejected"], made["through_line"]) == (5, 0, 5)
     assert made["n_license_assumed"] == 4
-    prompts = api.get(f"/v1/prompt-sets/{set_id}/prompts").json()["data"]
+    prompts = api.get(f"/v1/prompt-sets/{set_id}/prompts").json()["items"]
     assert [prompt["number"] for prompt in prompts] == [0, 1, 2, 3, 4]
     assert prompts[0]["messages"] == [{"role": "user", "content": "a bare string"}]
     assert prompts[0]["license"] == "NOASSERTION"
@@ -85,7 +93,7 @@ def test_lines_that_do_not_parse_are_reported_and_the_rest_goes_in(api: TestClie
     ).replace(b"\n", b"\r\n").rstrip(b"\r\n")
     made = send(api, set_id, body).json()
     assert (made["n_added"], made["n_rejected"], made["through_line"]) == (2, 7, 10)
-    errors = {error["line"]: error for error in api.get(f"/v1/prompt-sets/{set_id}/errors").json()["data"]}
+    errors = {error["line"]: error for error in api.get(f"/v1/prompt-sets/{set_id}/errors").json()["items"]}
     assert sorted(errors) == [3, 4, 5, 6, 7, 8, 9]
     assert errors[3]["kind"] == "invalid-row"
     assert "not JSON" in errors[3]["reason"]
@@ -106,7 +114,7 @@ def test_errors_come_in_pages(api: TestClient) -> None:
     while cursor is not None:
         params = {"limit": 10} | ({"cursor": cursor} if cursor else {})
         page = api.get(f"/v1/prompt-sets/{set_id}/errors", params=params).json()
-        seen += [error["line"] for error in page["data"]]
+        seen += [error["line"] for error in page["items"]]
         cursor = page["next_cursor"]
     assert seen == list(range(1, 26))
 
@@ -131,9 +139,11 @@ def test_the_hash_is_of_the_prompts_in_order_and_finds_an_equal_set(api: TestCli
         expected = chained(expected, stored(parse_value(row), None).content_hash)
     assert first["content_hash"] == second["content_hash"] == expected.hex()
     assert made.prompt_set(rows[::-1])["content_hash"] != expected.hex()
-    found = api.get("/v1/prompt-sets", params={"content_hash": expected.hex(), "sealed": True}).json()["data"]
+    found = api.get("/v1/prompt-sets", params={"content_hash": expected.hex(), "sealed": True}).json()[
+        "items"
+    ]
     assert {one["id"] for one in found} == {first["id"], second["id"]}
-    assert api.get("/v1/prompt-sets", params={"name": "no such name"}).json()["data"] == []
+    assert api.get("/v1/prompt-sets", params={"name": "no such name"}).json()["items"] == []
 
 
 def test_in_pieces_or_in_one_the_hash_is_the_same(api: TestClient, made: Made) -> None:
@@ -156,7 +166,7 @@ def test_a_sealed_set_takes_nothing_more(api: TestClient, made: Made) -> None:
 def test_the_projects_default_licence(api: TestClient, made: Made) -> None:
     api.patch("/v1/project", json={"default_license": "CC-BY-4.0"})
     sealed = made.prompt_set(["a", {"prompt": "b", "license": "MIT"}])
-    prompts = api.get(f"/v1/prompt-sets/{sealed['id']}/prompts").json()["data"]
+    prompts = api.get(f"/v1/prompt-sets/{sealed['id']}/prompts").json()["items"]
     assert [(prompt["license"], prompt["license_assumed"]) for prompt in prompts] == [
         ("CC-BY-4.0", True),
         ("MIT", False),
@@ -271,7 +281,9 @@ def rows_until(stop: int, every: int = 2000) -> Iterator[bytes]:
         yield lines(*(f"prompt {n}" for n in range(start, min(stop, start + every))))
 
 
-def cut_off_upload(server: Server, key: str, set_id: str, headers: dict[str, str], n_rows: int) -> dict[str, Any]:
+def cut_off_upload(
+    server: Server, key: str, set_id: str, headers: dict[str, str], n_rows: int
+) -> dict[str, Any]:
     """Send chunks of a request that promises more, and drop the connection when most of them are stored."""
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         head = [
@@ -297,7 +309,9 @@ def wait_for(client: httpx.Client, set_id: str, at_least: int) -> dict[str, Any]
     raise AssertionError(f"only {found['n_prompts']} prompts arrived")
 
 
-def test_after_a_cut_connection_the_same_key_goes_on(api: TestClient, settings: Settings, tmp_path: Path) -> None:
+def test_after_a_cut_connection_the_same_key_goes_on(
+    api: TestClient, settings: Settings, tmp_path: Path
+) -> None:
     key = settings.key_file.read_text().strip()
     set_id = new_set(api)
     headers = {"Idempotency-Key": "upload"}
@@ -323,17 +337,17 @@ def test_after_a_killed_server_the_same_key_goes_on(
     set_id = new_set(api)
     headers = {"Idempotency-Key": "upload"}
     with serving(settings, tmp_path, key) as server:
-        with pytest.raises(httpx.TransportError):
 
-            def body() -> Iterator[bytes]:
-                yield from rows_until(6000)
-                wait_for(server.client, set_id, 4000)
-                server.process.kill()
-                server.process.wait()
-                yield from rows_until(6000)
+        def body() -> Iterator[bytes]:
+            yield from rows_until(6000)
+            wait_for(server.client, set_id, 4000)
+            server.process.kill()
+            server.process.wait()
+            yield from rows_until(6000)
 
-            with httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as other:
-                send(other, set_id, body(), headers | {"Authorization": f"Bearer {key}"}, seal=True)
+        with httpx.Client(base_url=server.client.base_url, headers=server.client.headers) as other:
+            with pytest.raises(httpx.TransportError):
+                send(other, set_id, body(), headers, seal=True)
     kept = api.get(f"/v1/prompt-sets/{set_id}").json()["n_prompts"]
     assert 4000 <= kept <= 6000
     whole = b"".join(rows_until(10_000))
@@ -367,7 +381,9 @@ def test_a_request_that_was_taken_over_writes_no_more(
     assert numbers(api, set_id) == [0, 1]
 
 
-def test_a_stream_of_any_size_takes_bounded_memory(api: TestClient, settings: Settings, tmp_path: Path) -> None:
+def test_a_stream_of_any_size_takes_bounded_memory(
+    api: TestClient, settings: Settings, tmp_path: Path
+) -> None:
     """240 MB of lines, gzip to 1 MB, some of 3 MB and one endless, through a server that grows by far less."""
     key = settings.key_file.read_text().strip()
     set_id = new_set(api)

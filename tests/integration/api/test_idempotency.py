@@ -22,7 +22,7 @@ def test_the_same_request_is_answered_from_memory(api: TestClient) -> None:
     assert again.json() == first.json()
     assert again.headers["idempotency-replayed"] == "true"
     assert "idempotency-replayed" not in first.headers
-    assert len(api.get("/v1/prompt-sets").json()["data"]) == 1
+    assert len(api.get("/v1/prompt-sets").json()["items"]) == 1
 
 
 def test_another_request_with_the_key_is_refused(api: TestClient, made: Made) -> None:
@@ -30,7 +30,7 @@ def test_another_request_with_the_key_is_refused(api: TestClient, made: Made) ->
     for path, body in (
         ("/v1/prompt-sets", {"name": "y"}),
         ("/v1/keys", {"name": "x", "role": "reader"}),
-        ("/v1/prompt-sets?a=b", {"name": "x"}),
+        ("/v1/projects", {"name": "x"}),
     ):
         answer = api.post(path, json=body, headers=KEY)
         assert answer.status_code == 409, path
@@ -40,14 +40,17 @@ def test_another_request_with_the_key_is_refused(api: TestClient, made: Made) ->
 def test_jobs_and_teachers_are_made_once(api: TestClient, made: Made) -> None:
     prompt_set = made.prompt_set()["id"]
     for path, body in (
-        ("/v1/teachers", {"name": "t", "driver": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1"}),
+        (
+            "/v1/teachers",
+            {"name": "t", "driver": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1"},
+        ),
         ("/v1/jobs", {"prompt_set": prompt_set, "teachers": ["t"]}),
     ):
         headers = {"Idempotency-Key": path.replace("/", "-")}
         answers = [api.post(path, json=body, headers=headers) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [201] * 3, answers[0].text
         assert len({answer.json()["id"] for answer in answers}) == 1
-    assert len(api.get("/v1/jobs").json()["data"]) == 1
+    assert len(api.get("/v1/jobs").json()["items"]) == 1
 
 
 def test_many_at_once_make_one(api: TestClient) -> None:
@@ -59,7 +62,7 @@ def test_many_at_once_make_one(api: TestClient) -> None:
         answers = list(pool.map(send, range(48)))
     assert {status for status, _ in answers} <= {201, 409}  # 409: under way, ask again
     assert len({made for status, made in answers if status == 201}) == 1
-    assert len(api.get("/v1/prompt-sets").json()["data"]) == 1
+    assert len(api.get("/v1/prompt-sets").json()["items"]) == 1
 
 
 def test_a_crash_between_making_and_answering_leaves_the_key_free(app: FastAPI, api: TestClient) -> None:
@@ -78,11 +81,11 @@ def test_a_crash_between_making_and_answering_leaves_the_key_free(app: FastAPI, 
         return once.answer(201, make)
 
     assert api.post("/v1/crashing", headers=KEY).status_code == 500
-    assert api.get("/v1/prompt-sets").json()["data"] == []
+    assert api.get("/v1/prompt-sets").json()["items"] == []
     crash.append(False)
     assert api.post("/v1/crashing", headers=KEY).status_code == 201
     assert api.post("/v1/crashing", headers=KEY).headers["idempotency-replayed"] == "true"
-    assert len(api.get("/v1/prompt-sets").json()["data"]) == 1
+    assert len(api.get("/v1/prompt-sets").json()["items"]) == 1
 
 
 def test_a_refused_request_does_not_take_the_key(api: TestClient, made: Made) -> None:

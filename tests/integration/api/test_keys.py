@@ -1,5 +1,6 @@
 """Projects, keys, roles, and where a key works."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from app.db.session import connect
 from app.services.bootstrap import ensure_first_project
 from app.settings import Settings
 
@@ -17,7 +19,9 @@ def asking(app: FastAPI, secret: str, client: tuple[str, int] = LOCAL) -> TestCl
     return TestClient(app, client=client, headers={"Authorization": f"Bearer {secret}"})
 
 
-def test_the_first_key_is_in_a_private_file_and_made_once(api: TestClient, app: FastAPI, settings: Settings) -> None:
+def test_the_first_key_is_in_a_private_file_and_made_once(
+    api: TestClient, app: FastAPI, settings: Settings
+) -> None:
     before = settings.key_file.read_text()
     assert settings.key_file.stat().st_mode & 0o777 == 0o600
     again = ensure_first_project(app.state.resources.engine, settings.key_file, None)
@@ -29,7 +33,9 @@ def test_the_first_key_is_in_a_private_file_and_made_once(api: TestClient, app: 
 @pytest.mark.parametrize(
     "client", [("10.0.0.7", 1), ("::ffff:10.0.0.7", 1), ("fe80::1", 1), ("testclient", 1)], ids=lambda c: c[0]
 )
-def test_the_first_key_works_on_this_machine_only(app: FastAPI, api: TestClient, settings: Settings, client: tuple[str, int]) -> None:
+def test_the_first_key_works_on_this_machine_only(
+    app: FastAPI, api: TestClient, settings: Settings, client: tuple[str, int]
+) -> None:
     secret = settings.key_file.read_text().strip()
     assert asking(app, secret, client).get("/v1/project").status_code == 403
     for local in ("127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"):
@@ -73,7 +79,7 @@ def test_a_revoked_key_opens_nothing(app: FastAPI, api: TestClient) -> None:
 
 
 def test_the_last_admin_key_stays(api: TestClient) -> None:
-    first = api.get("/v1/keys").json()["data"][0]
+    first = api.get("/v1/keys").json()["items"][0]
     assert api.delete(f"/v1/keys/{first['id']}").status_code == 409
     other = api.post("/v1/keys", json={"name": "other", "role": "admin"}).json()
     assert api.delete(f"/v1/keys/{other['id']}").status_code == 200
@@ -86,8 +92,8 @@ def test_projects_see_nothing_of_each_other(app: FastAPI, api: TestClient, made:
     assert project["default_license"] == "CC-BY-4.0"
     other = asking(app, project["admin_key"]["secret"])
     assert other.get("/v1/project").json()["name"] == "other"
-    assert other.get("/v1/jobs").json()["data"] == []
-    key = api.get("/v1/keys").json()["data"][0]["id"]
+    assert other.get("/v1/jobs").json()["items"] == []
+    key = api.get("/v1/keys").json()["items"][0]["id"]
     for path in (
         f"/v1/jobs/{job['id']}",
         f"/v1/jobs/{job['id']}/completions",
@@ -102,10 +108,14 @@ def test_projects_see_nothing_of_each_other(app: FastAPI, api: TestClient, made:
         assert other.get(path).status_code == 404, path
     for verb in ("pause", "resume", "cancel", "retry"):
         assert other.post(f"/v1/jobs/{job['id']}/{verb}").status_code == 404
-    assert other.post(f"/v1/prompt-sets/{job['prompt_set']}/prompts", json={"prompts": ["x"]}).status_code == 404
+    assert (
+        other.post(f"/v1/prompt-sets/{job['prompt_set']}/prompts", json={"prompts": ["x"]}).status_code == 404
+    )
     assert other.post(f"/v1/prompt-sets/{job['prompt_set']}/seal").status_code == 404
     assert other.delete(f"/v1/keys/{key}").status_code == 404
-    assert other.post("/v1/jobs", json={"prompt_set": job["prompt_set"], "teachers": ["t0"]}).status_code == 404
+    assert (
+        other.post("/v1/jobs", json={"prompt_set": job["prompt_set"], "teachers": ["t0"]}).status_code == 404
+    )
     assert api.post("/v1/projects", json={"name": "other"}).status_code == 409
 
 
@@ -129,14 +139,15 @@ def test_a_default_licence_must_be_one(api: TestClient) -> None:
     answer = api.patch("/v1/project", json={"default_license": "whatever"})
     assert answer.status_code == 422
     assert answer.json()["type"] == "urn:retort:problem:invalid-license"
-    assert api.patch("/v1/project", json={"default_license": "cc0-1.0"}).json()["default_license"] == "CC0-1.0"
+    assert (
+        api.patch("/v1/project", json={"default_license": "cc0-1.0"}).json()["default_license"] == "CC0-1.0"
+    )
     assert api.patch("/v1/project", json={"default_license": None}).json()["default_license"] is None
 
 
-def test_two_processes_that_start_at_once_make_one_project(settings: Settings, database_url: str, tmp_path: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from app.db.session import connect
+def test_two_processes_that_start_at_once_make_one_project(
+    settings: Settings, database_url: str, tmp_path: Path
+) -> None:
 
     engines = [connect(database_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:

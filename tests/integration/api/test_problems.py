@@ -80,7 +80,12 @@ def test_a_method_that_is_not_possible_names_those_that_are(api: TestClient) -> 
 
 
 def test_a_wrong_body_says_where(api: TestClient, made: Made) -> None:
-    body = {"prompt_set": made.prompt_set()["id"], "teachers": ["t0"], "sampling": {"temperature": 9}, "top_k": 3}
+    body = {
+        "prompt_set": made.prompt_set()["id"],
+        "teachers": ["t0"],
+        "sampling": {"temperature": 9},
+        "top_k": 3,
+    }
     answer = api.post("/v1/jobs", json=body)
     assert answer.status_code == 422
     pointers = {fault["pointer"]: fault["detail"] for fault in answer.json()["errors"]}
@@ -149,3 +154,12 @@ def test_every_answer_carries_the_security_headers(api: TestClient) -> None:
         assert headers["x-frame-options"] == "DENY"
         assert headers["referrer-policy"] == "no-referrer"
         assert headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_a_parameter_that_nobody_reads_is_told(api: TestClient) -> None:
+    answer = api.get("/v1/jobs", params={"statsu": "failed"})
+    assert answer.status_code == 422
+    assert "cursor, limit, status" in answer.json()["detail"]
+    assert answer.json()["errors"] == [
+        {"detail": "there is no such parameter", "pointer": "statsu", "in": "query"}
+    ]

@@ -49,7 +49,9 @@ def test_an_endpoint_that_raises_leaves_nothing(app: FastAPI, api: TestClient) -
 
     assert api.post("/half").status_code == 500
     with app.state.resources.engine.connect() as connection:
-        assert connection.execute(text("SELECT count(*) FROM project WHERE id = 'prj_half'")).scalar_one() == 0
+        assert (
+            connection.execute(text("SELECT count(*) FROM project WHERE id = 'prj_half'")).scalar_one() == 0
+        )
 
 
 def test_more_writers_than_threads_all_get_through(api: TestClient) -> None:
