@@ -24,7 +24,6 @@ from app.domain.sampling import SamplingParameters
 from app.domain.teacher import TeacherSpec
 from app.errors import InvalidInput, MalformedAnswer, Unsupported
 from app.teachers import embedded_model
-from app.teachers.addresses import TeacherAccess
 from app.teachers.base import Capabilities, GenerateRequest, Generation, Turn, Usage
 from app.teachers.elicit import BEGUN, CLOSING, Piece, instructed, think_then_answer
 from app.teachers.transport import AiohttpTransport, decoded
@@ -91,7 +90,10 @@ def token_texts(ids: list[int]) -> dict[int, str]:
 class EmbeddedTeacher:
     """See `app.teachers.base.Teacher`."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: TeacherSpec) -> None:
+        """Raises `InvalidInput` where the spec names another model than the one that is here."""
+        if spec.model != embedded_model.MODEL:
+            raise InvalidInput(f"the embedded teacher is {embedded_model.MODEL}, not {spec.model}")
         self._http: AiohttpTransport | None = None
         self._prompts: dict[bytes, list[int]] = {}
         self._closing: list[int] = []
@@ -281,10 +283,3 @@ def _usage(prompt_ids: list[int], pieces: tuple[Piece, ...]) -> Usage:
         completion_tokens=sum(made),
         reasoning_tokens=made[0] if len(made) > 1 else None,
     )
-
-
-def open_embedded(spec: TeacherSpec, access: TeacherAccess) -> EmbeddedTeacher:
-    """Raises `InvalidInput` where the spec names another model than the one that is here."""
-    if spec.model != embedded_model.MODEL:
-        raise InvalidInput(f"the embedded teacher is {embedded_model.MODEL}, not {spec.model}")
-    return EmbeddedTeacher()

@@ -27,10 +27,14 @@ _TOKEN_ID = "token_id:"
 class OpenAITeacher:
     """See `app.teachers.base.Teacher`."""
 
-    def __init__(self, spec: TeacherSpec, provider: Provider, transport: Transport) -> None:
+    def __init__(self, spec: TeacherSpec, access: TeacherAccess) -> None:
+        """Raises `InvalidInput` for an unknown provider or an address that is not allowed."""
+        name = str(spec.options.get("provider", "generic"))
+        if name not in PROVIDERS:
+            raise InvalidInput(f"there is no provider {name!r}; there are: {', '.join(sorted(PROVIDERS))}")
         self._spec = spec
-        self._provider = provider
-        self._http = transport
+        self._provider = PROVIDERS[name]
+        self._http = _transport(spec, self._provider, access)
 
     async def capabilities(self) -> Capabilities:
         found = await probe(self._http, self._spec)
@@ -51,20 +55,14 @@ class OpenAITeacher:
         await self._http.aclose()
 
 
-def open_openai(spec: TeacherSpec, access: TeacherAccess) -> OpenAITeacher:
-    """Raises `InvalidInput` for an unknown provider or an address that is not allowed."""
-    name = str(spec.options.get("provider", "generic"))
-    provider = PROVIDERS.get(name)
-    if provider is None:
-        raise InvalidInput(f"there is no provider {name!r}; there are: {', '.join(sorted(PROVIDERS))}")
+def _transport(spec: TeacherSpec, provider: Provider, access: TeacherAccess) -> Transport:
     base_url = spec.base_url or provider.base_url
     if base_url is None:
         raise InvalidInput(f"teacher {spec.name!r} needs a base_url, for example http://127.0.0.1:8000/v1")
     check_address(base_url, access)
     secret = resolve(spec.secret_ref)
-    headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
-    transport = HttpxTransport(base_url, headers) if provider.hosted else AiohttpTransport(base_url, headers)
-    return OpenAITeacher(spec, provider, transport)
+    headers = {} if secret is None else {"Authorization": f"Bearer {secret.get_secret_value()}"}
+    return HttpxTransport(base_url, headers) if provider.hosted else AiohttpTransport(base_url, headers)
 
 
 def chat_body(model: str, provider: Provider, request: GenerateRequest) -> dict[str, Any]:
