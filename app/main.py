@@ -11,6 +11,7 @@ from app.api import (
     completions,
     docs_pages,
     events,
+    exports,
     health,
     jobs,
     metrics,
@@ -33,7 +34,20 @@ from app.settings import Settings
 from app.storage.places import open_storage
 from app.teachers.base import Teacher, TeacherSpec
 
-ROUTERS = (projects, prompt_sets, appending, teachers, jobs, events, completions, health, metrics, docs_pages)
+ROUTERS = (
+    projects,
+    prompt_sets,
+    appending,
+    teachers,
+    jobs,
+    events,
+    exports,
+    completions,
+    exports,
+    health,
+    metrics,
+    docs_pages,
+)
 
 
 def create_app(settings: Settings, wake: Wake | None = None) -> FastAPI:

@@ -1,0 +1,139 @@
+"""Routes of exports: make them, read them, fetch their files."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Path, Response
+from fastapi.responses import StreamingResponse
+
+from app.api.dependencies import Reader, Reading, ResourcesDep, after_commit
+from app.api.once import WriterOnce
+from app.api.paging import Cursor, Limit, Page, page_of, text_place
+from app.services import export as exports
+from app.services.export import ExportSpec, ExportView
+from app.storage.places import Storage
+
+router = APIRouter(prefix="/v1/exports", tags=["exports"])
+
+ExportId = Annotated[str, Path(max_length=64, description="Id of an export, `exp_…`.")]
+_BLOCK = 1 << 20
+
+_EXAMPLES: Any = {
+    "a job as Parquet": {
+        "value": {
+            "format": "parquet",
+            "selection": {"jobs": ["job_01"]},
+            "intended_use": {"research": True, "redistribution": True},
+        }
+    },
+    "chat messages as JSONL": {"value": {"format": "jsonl", "selection": {"jobs": ["job_01"]}}},
+}
+
+
+@router.post("", status_code=201, response_model=ExportView, summary="Make an export")
+def create_export(
+    once: WriterOnce, given: ResourcesDep, body: Annotated[ExportSpec, Body(openapi_examples=_EXAMPLES)]
+) -> Response:
+    """A worker writes the selected completions to files, whole or not at all. Poll it until it is `completed`.
+
+    ```sh
+    curl -s http://127.0.0.1:8321/v1/exports -H "Authorization: Bearer $RETORT_API_KEY" \\
+      -H 'Content-Type: application/json' -d '{"format": "parquet", "selection": {"jobs": ["'$JOB'"]}}'
+    ```
+    """
+    who = once.caller
+    after_commit(once.session, partial(given.wake, None))
+    return once.answer(201, lambda: exports.create(once.session, who.project_id, who.key_id, body))
+
+
+@router.get("", response_model=Page[ExportView], summary="List exports")
+def list_exports(session: Reading, who: Reader, limit: Limit = 50, cursor: Cursor = None) -> Page[ExportView]:
+    """Newest first."""
+    found = exports.page(session, who.project_id, text_place("exports", cursor), limit + 1)
+    return page_of("exports", found, limit, lambda one: [one.id])
+
+
+@router.get("/{export_id}", response_model=ExportView, summary="Read an export")
+def read_export(session: Reading, who: Reader, export_id: ExportId) -> ExportView:
+    """Its progress, and once it is completed its files with their checksums."""
+    return exports.get(session, who.project_id, export_id)
+
+
+@router.get(
+    "/{export_id}/files/{name}",
+    summary="Fetch a file of an export",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "The file."},
+        206: {"content": {"application/octet-stream": {}}, "description": "The part that `Range` asked for."},
+        304: {"description": "You have it: `If-None-Match` names its ETag."},
+        416: {"description": "The file ends before that range."},
+    },
+)
+def download_file(
+    session: Reading,
+    who: Reader,
+    given: ResourcesDep,
+    export_id: ExportId,
+    name: Annotated[
+        str, Path(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of a file.")
+    ],
+    range_: Annotated[
+        str | None,
+        Header(alias="Range", max_length=100, description="One range of bytes: a fetch that goes on."),
+    ] = None,
+    if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
+) -> Response:
+    """The ETag is the file's SHA-256. One `Range` is honoured, so that a broken fetch can go on.
+
+    ```sh
+    curl -sOC - http://127.0.0.1:8321/v1/exports/$EXPORT/files/data-00000.parquet \\
+      -H "Authorization: Bearer $RETORT_API_KEY"
+    ```
+    """
+    path, file = exports.file_of(session, who.project_id, export_id, name)
+    headers = {
+        "ETag": f'"{file.sha256}"',
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'attachment; filename="{name}"',
+    }
+    if if_none_match is not None and headers["ETag"] in if_none_match:
+        return Response(status_code=304, headers=headers)
+    start, end = 0, file.n_bytes
+    status = 200
+    if range_ is not None:
+        asked = _range(range_, file.n_bytes)
+        if asked == "unsatisfiable":
+            return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{file.n_bytes}"})
+        if not isinstance(asked, str):
+            start, end = asked
+            status = 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.n_bytes}"
+    headers["Content-Length"] = str(end - start)
+    return StreamingResponse(
+        _blocks(given.storage, path, start, end), status, headers, media_type="application/octet-stream"
+    )
+
+
+def _range(header: str, size: int) -> tuple[int, int] | str:
+    """(start, end) of one byte range, `ignored` for what is none, `unsatisfiable` (RFC 9110 §14)."""
+    unit, _, ranges = header.partition("=")
+    first, dash, last = ranges.partition("-")
+    if unit.strip() != "bytes" or "," in ranges or not dash or not (first or last).strip().isdigit():
+        return "ignored"
+    if not first:
+        start, end = max(0, size - int(last)), size
+    else:
+        start = int(first)
+        end = min(size, int(last) + 1) if last.strip().isdigit() else size
+    return (start, end) if start < end else "unsatisfiable"
+
+
+def _blocks(storage: Storage, path: str, start: int, end: int) -> Iterator[bytes]:
+    with storage.open(path) as file:
+        file.seek(start)
+        left = end - start
+        while left > 0 and (block := file.read(min(_BLOCK, left))):
+            left -= len(block)
+            yield block
