@@ -1,218 +1,343 @@
 """A small client of the REST API: what the command line and the demo speak through."""
 
+import hashlib
 import time
-from collections.abc import Iterable, Iterator
-from hashlib import sha256
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import httpx
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-Json = dict[str, Any]  # an answer of the API, as its OpenAPI description tells it
+from app.recipes import JobSpec
+from app.services.appends import AppendView
+from app.services.completions import CompletionOut
+from app.services.export import ExportSpec, ExportView
+from app.services.job_views import JobEstimate, JobView
+from app.services.projects import KeyView, NewKeyView, Role
+from app.services.prompt_sets import PromptErrorView, PromptSetView, PromptView
+from app.services.retrying import RetryView
+from app.services.teachers import NewTeacher, TeacherView
 
-_CONNECT_TRIES = 3
+M = TypeVar("M", bound=BaseModel)
+
+PATIENCE_SECONDS = 10.0  # how long a request that may be sent again is sent again
+UPLOAD_PATIENCE_SECONDS = 120.0  # the service lets an upload be taken over when it was silent for 60 s
+_BLOCK = 64 * 1024
+_BUSY = (502, 503, 504)
 
 
 class ServiceUnreachable(Exception):
-    """Nothing answers at the service's address."""
+    """Nothing answers at the service's address, or what answers there is broken."""
 
 
-class ClientError(Exception):
-    """The service refused; `problem` is its RFC 9457 document."""
+class Fault(BaseModel):
+    """One thing that is wrong with a request."""
 
-    def __init__(self, status: int, problem: Json) -> None:
-        super().__init__(str(problem.get("detail") or problem.get("title") or f"HTTP {status}"))
-        self.status = status
+    model_config = ConfigDict(frozen=True)
+
+    detail: str
+    pointer: str | None = None
+
+
+class Problem(BaseModel):
+    """What a refusal tells (RFC 9457)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str = ""
+    title: str = ""
+    status: int
+    detail: str
+    request_id: str | None = None
+    errors: tuple[Fault, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The stable slug, for example `not-found`."""
+        return self.type.rpartition(":")[2]
+
+
+class Readiness(BaseModel):
+    """What `/readyz` tells."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: Literal["ready", "degraded", "unready"]
+    database: str
+    broker: str
+
+
+class ServiceRefused(Exception):
+    """The service answered with a problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
         self.problem = problem
 
 
 class RetortClient:
-    """One connection pool to one service. Use it as a context manager, or call `close`."""
+    """One service, one key. A context manager. Every method raises `ServiceUnreachable` and `ServiceRefused`.
 
-    def __init__(self, url: str, key: str | None, timeout: float = 60) -> None:
+    Requests that change nothing, or carry an `Idempotency-Key`, are sent again for `patience` seconds while the
+    service is away or busy; the others only where no connection was made.
+    """
+
+    def __init__(self, url: str, key: str | None, patience: float = PATIENCE_SECONDS) -> None:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        self._patience = patience
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
     def __enter__(self) -> "RetortClient":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         self._http.close()
 
-    # -- one request -------------------------------------------------------------------------------------------
-
-    def call(self, method: str, path: str, **options: Any) -> Json:
-        """The decoded answer; `{}` where there is none. Raises `ClientError`, `ServiceUnreachable`."""
-        answer = self._send(method, path, **options)
-        found: Json = answer.json() if answer.content else {}
-        return found
-
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        for attempt in range(1, _CONNECT_TRIES + 1):
-            try:
-                answer = self._http.request(method, path, **options)
-                break
-            except httpx.ConnectError as error:
-                if attempt == _CONNECT_TRIES:
-                    raise ServiceUnreachable(f"nothing answers at {self.url}: {error}") from error
-                time.sleep(0.2 * attempt)
-            except httpx.TransportError as error:
-                raise ServiceUnreachable(f"{self.url} broke off: {error!r}") from error
-        return _checked(answer)
-
-    def pages(self, path: str, **params: Any) -> Iterator[Json]:
-        """All items of a cursor-paginated list."""
-        cursor: str | None = None
-        while True:
-            given = {name: value for name, value in {**params, "cursor": cursor}.items() if value is not None}
-            page = self.call("GET", path, params=given)
-            yield from page["items"]
-            cursor = page.get("next_cursor")
-            if cursor is None:
-                return
-
-    def ready(self) -> Json:
-        """What `/readyz` says, ready or not. Raises `ServiceUnreachable`."""
+    def ready(self) -> Readiness:
+        """What `/readyz` says, ready or not; asked once."""
         try:
-            found: Json = self._http.get("/readyz", timeout=5).json()
-        except (httpx.TransportError, ValueError) as error:
-            raise ServiceUnreachable(f"nothing answers at {self.url}: {error}") from error
-        return found
+            return Readiness.model_validate_json(self._http.get("/readyz", timeout=10).content)
+        except (httpx.TransportError, ValidationError) as error:
+            raise ServiceUnreachable(f"nothing like Retort answers at {self.url}: {error}") from error
 
-    # -- prompt sets -------------------------------------------------------------------------------------------
+    # Prompt sets
 
-    def create_prompt_set(self, name: str, idempotency_key: str | None = None) -> Json:
-        return self.call("POST", "/v1/prompt-sets", json={"name": name}, headers=_once(idempotency_key))
+    def create_prompt_set(self, name: str, idempotency_key: str | None = None) -> PromptSetView:
+        return self._post("/v1/prompt-sets", PromptSetView, {"name": name}, key=idempotency_key)
 
     def append_prompts(
         self,
         prompt_set: str,
-        lines: Iterable[bytes],
+        opened: Callable[[], BinaryIO],
+        idempotency_key: str,
         *,
         seal: bool = False,
         strict: bool = False,
-        idempotency_key: str | None = None,
-    ) -> Json:
-        """Stream JSONL lines. Sent again with the same key, the append goes on where it stopped."""
-        return self.call(
-            "POST",
-            f"/v1/prompt-sets/{prompt_set}/prompts",
-            params={"seal": seal, "strict": strict},
-            content=_blocks(lines),
-            headers={"Content-Type": "application/x-ndjson", **_once(idempotency_key)},
-            timeout=httpx.Timeout(60, read=None, write=None),
-        )
+        sent: Callable[[int], None] = lambda n_bytes: None,
+    ) -> AppendView:
+        """Stream lines of JSON. After a cut it is sent again, and the service goes on behind its last committed line.
 
-    def prompt_set(self, prompt_set: str) -> Json:
-        return self.call("GET", f"/v1/prompt-sets/{prompt_set}")
+        `opened` gives the stream from its beginning, each time it is called; `sent` is told how many bytes are out.
+        """
 
-    def prompt_sets(self, **filters: Any) -> Iterator[Json]:
-        return self.pages("/v1/prompt-sets", **filters)
+        def blocks() -> Iterator[bytes]:
+            n_bytes = 0
+            with opened() as stream:
+                while block := stream.read(_BLOCK):
+                    yield block
+                    n_bytes += len(block)
+                    sent(n_bytes)
 
-    def prompt_errors(self, prompt_set: str) -> Iterator[Json]:
-        return self.pages(f"/v1/prompt-sets/{prompt_set}/errors")
+        def once() -> httpx.Response:
+            return self._http.post(
+                f"/v1/prompt-sets/{prompt_set}/prompts",
+                params={"seal": seal, "strict": strict},
+                content=blocks(),
+                headers={"Content-Type": "application/x-ndjson", "Idempotency-Key": idempotency_key},
+                timeout=httpx.Timeout(60, read=600, write=600),
+            )
 
-    # -- teachers ----------------------------------------------------------------------------------------------
+        return self._parsed(AppendView, self._patiently(once, UPLOAD_PATIENCE_SECONDS, again=True))
 
-    def teachers(self) -> Iterator[Json]:
-        return self.pages("/v1/teachers")
+    def seal_prompt_set(self, prompt_set: str) -> PromptSetView:
+        return self._post(f"/v1/prompt-sets/{prompt_set}/seal", PromptSetView, again=True)
 
-    def register_teacher(self, teacher: Json) -> Json:
-        return self.call("POST", "/v1/teachers", json=teacher)
+    def prompt_set(self, prompt_set: str) -> PromptSetView:
+        return self._get(f"/v1/prompt-sets/{prompt_set}", PromptSetView)
 
-    def probe_teacher(self, name: str) -> Json:
-        return self.call("POST", f"/v1/teachers/{name}/probe", timeout=180)
+    def prompt_sets(self, **filters: str | bool) -> Iterator[PromptSetView]:
+        return self._pages("/v1/prompt-sets", PromptSetView, filters)
 
-    # -- jobs --------------------------------------------------------------------------------------------------
+    def prompts(self, prompt_set: str) -> Iterator[PromptView]:
+        return self._pages(f"/v1/prompt-sets/{prompt_set}/prompts", PromptView)
 
-    def submit_job(self, job: Json, *, dry_run: bool = False, idempotency_key: str | None = None) -> Json:
-        return self.call(
-            "POST", "/v1/jobs", json=job, params={"dry_run": dry_run}, headers=_once(idempotency_key)
-        )
+    def prompt_errors(self, prompt_set: str) -> Iterator[PromptErrorView]:
+        return self._pages(f"/v1/prompt-sets/{prompt_set}/errors", PromptErrorView)
 
-    def job(self, job: str) -> Json:
-        return self.call("GET", f"/v1/jobs/{job}")
+    # Teachers
 
-    def jobs(self, **filters: Any) -> Iterator[Json]:
-        return self.pages("/v1/jobs", **filters)
+    def teachers(self) -> Iterator[TeacherView]:
+        return self._pages("/v1/teachers", TeacherView)
 
-    def act_on_job(self, job: str, verb: str, body: Json | None = None) -> Json:
-        """`pause`, `resume`, `cancel` or `retry`."""
-        return self.call("POST", f"/v1/jobs/{job}/{verb}", json=body)
+    def teacher(self, name: str) -> TeacherView:
+        return self._get(f"/v1/teachers/{name}", TeacherView)
 
-    def completions(self, job: str, **filters: Any) -> Iterator[Json]:
-        return self.pages(f"/v1/jobs/{job}/completions", **filters)
+    def register_teacher(self, new: NewTeacher) -> TeacherView:
+        return self._post("/v1/teachers", TeacherView, new.model_dump(mode="json", exclude_none=True))
 
-    # -- exports -----------------------------------------------------------------------------------------------
+    def probe_teacher(self, name: str) -> TeacherView:
+        return self._post(f"/v1/teachers/{name}/probe", TeacherView, timeout=300)
 
-    def create_export(self, export: Json, idempotency_key: str | None = None) -> Json:
-        return self.call("POST", "/v1/exports", json=export, headers=_once(idempotency_key))
+    # Jobs
 
-    def export(self, export: str) -> Json:
-        return self.call("GET", f"/v1/exports/{export}")
+    def submit_job(self, spec: JobSpec, idempotency_key: str | None = None) -> JobView:
+        return self._post("/v1/jobs", JobView, _body(spec), key=idempotency_key)
 
-    def exports(self, **filters: Any) -> Iterator[Json]:
-        return self.pages("/v1/exports", **filters)
+    def estimate_job(self, spec: JobSpec) -> JobEstimate:
+        return self._post("/v1/jobs", JobEstimate, _body(spec), params={"dry_run": True}, again=True)
 
-    def download(self, export: str, name: str, target: Path, checksum: str) -> None:
-        """Fetch one file of an export, going on with a part that is there; its SHA-256 is checked at the end.
+    def job(self, job: str) -> JobView:
+        return self._get(f"/v1/jobs/{job}", JobView)
 
-        Raises `ClientError`, `ServiceUnreachable`, and `ValueError` for bytes that are not the export's.
+    def jobs(self, **filters: str) -> Iterator[JobView]:
+        return self._pages("/v1/jobs", JobView, filters)
+
+    def pause_job(self, job: str) -> JobView:
+        return self._post(f"/v1/jobs/{job}/pause", JobView, again=True)
+
+    def resume_job(self, job: str) -> JobView:
+        return self._post(f"/v1/jobs/{job}/resume", JobView, again=True)
+
+    def cancel_job(self, job: str) -> JobView:
+        return self._post(f"/v1/jobs/{job}/cancel", JobView, again=True)
+
+    def retry_job(self, job: str, kinds: list[str]) -> RetryView:
+        return self._post(f"/v1/jobs/{job}/retry", RetryView, {"kinds": list[JsonValue](kinds)}, again=True)
+
+    def completions(self, job: str, **filters: str | int) -> Iterator[CompletionOut]:
+        return self._pages(f"/v1/jobs/{job}/completions", CompletionOut, filters)
+
+    def failures(self, job: str, **filters: str | int) -> Iterator[CompletionOut]:
+        return self._pages(f"/v1/jobs/{job}/failures", CompletionOut, filters)
+
+    # Exports
+
+    def create_export(self, spec: ExportSpec, idempotency_key: str | None = None) -> ExportView:
+        return self._post("/v1/exports", ExportView, _body(spec), key=idempotency_key)
+
+    def export(self, export: str) -> ExportView:
+        return self._get(f"/v1/exports/{export}", ExportView)
+
+    def exports(self) -> Iterator[ExportView]:
+        return self._pages("/v1/exports", ExportView)
+
+    def download(self, export: str, name: str, target: Path, sha256: str) -> None:
+        """Fetch a file, going on with a part that is there; it appears under its name when its SHA-256 is right.
+
+        Raises `ValueError` for bytes that are not those.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".part")
-        have = part.stat().st_size if part.exists() else 0
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        try:
+
+        def once() -> httpx.Response:
+            have = part.stat().st_size if part.exists() else 0
+            headers = {"Range": f"bytes={have}-"} if have else {}
             with self._http.stream("GET", f"/v1/exports/{export}/files/{name}", headers=headers) as answer:
-                if answer.status_code == 416:
-                    part.unlink()
-                    return self.download(export, name, target, checksum)
+                if answer.status_code == 416:  # all of it is there, or it is another file's: the digest tells
+                    return httpx.Response(200)
                 if answer.is_error:
                     answer.read()
-                    _checked(answer)
+                    return answer
                 with part.open("ab" if answer.status_code == 206 else "wb") as file:
                     for block in answer.iter_bytes(1 << 20):
                         file.write(block)
-        except httpx.TransportError as error:
-            raise ServiceUnreachable(f"{self.url} broke off: {error}") from error
-        digest = sha256()
+                return httpx.Response(200)
+
+        self._patiently(once, self._patience, again=True)
         with part.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != checksum:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
             part.unlink()
-            raise ValueError(
-                f"{name} arrived damaged (SHA-256 {digest.hexdigest()}, not {checksum}): try again"
-            )
+            raise ValueError(f"{name} arrived damaged (SHA-256 {found}, not {sha256}): fetch it again")
         part.replace(target)
 
+    # Keys
 
-def _checked(answer: httpx.Response) -> httpx.Response:
-    if not answer.is_error:
-        return answer
+    def keys(self) -> Iterator[KeyView]:
+        return self._pages("/v1/keys", KeyView)
+
+    def create_key(self, name: str, role: Role, loopback_only: bool) -> NewKeyView:
+        return self._post(
+            "/v1/keys", NewKeyView, {"name": name, "role": role, "loopback_only": loopback_only}
+        )
+
+    def revoke_key(self, key: str) -> KeyView:
+        revoked = self._patiently(lambda: self._http.delete(f"/v1/keys/{key}"), self._patience, again=True)
+        return self._parsed(KeyView, revoked)
+
+    # How requests are made
+
+    def _get(self, path: str, model: type[M], params: dict[str, Any] | None = None) -> M:
+        return self._parsed(
+            model, self._patiently(lambda: self._http.get(path, params=params), self._patience, again=True)
+        )
+
+    def _post(
+        self,
+        path: str,
+        model: type[M],
+        body: dict[str, JsonValue] | None = None,
+        *,
+        params: dict[str, Any] | None = None,
+        key: str | None = None,
+        again: bool = False,
+        timeout: float = 60,
+    ) -> M:
+        headers = {} if key is None else {"Idempotency-Key": key}
+
+        def once() -> httpx.Response:
+            return self._http.post(path, json=body, params=params, headers=headers, timeout=timeout)
+
+        return self._parsed(model, self._patiently(once, self._patience, again or key is not None))
+
+    def _pages(self, path: str, model: type[M], params: dict[str, Any] | None = None) -> Iterator[M]:
+        """All items of a cursor-paginated list."""
+        cursor: str | None = None
+        while True:
+            asked = {**(params or {}), **({} if cursor is None else {"cursor": cursor})}
+            page = self._get(path, _Page, asked)
+            yield from (model.model_validate(item) for item in page.items)
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def _parsed(self, model: type[M], answer: httpx.Response) -> M:
+        try:
+            return model.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise ServiceUnreachable(
+                f"{answer.request.url} answered something that this version does not understand: {error}"
+            ) from error
+
+    def _patiently(self, once: Callable[[], httpx.Response], patience: float, again: bool) -> httpx.Response:
+        """The owner of every retry: `again` says that the request may be made twice."""
+        end = time.monotonic() + patience
+        wait = 0.1
+        while True:
+            try:
+                answer = once()
+                if not answer.is_error:
+                    return answer
+                if not again or not _passing(answer) or time.monotonic() > end:
+                    raise ServiceRefused(_problem(answer))
+                wait = max(wait, min(5.0, float(answer.headers.get("Retry-After", 0))))
+            except httpx.TransportError as error:
+                safe = again or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                if not safe or time.monotonic() > end:
+                    raise ServiceUnreachable(f"nothing answers at {self.url} ({error})") from error
+            time.sleep(wait)
+            wait = min(2.0, wait * 2)
+
+
+class _Page(BaseModel):
+    items: list[JsonValue]
+    next_cursor: str | None
+
+
+def _body(spec: JobSpec | ExportSpec) -> dict[str, JsonValue]:
+    return spec.model_dump(mode="json", exclude_unset=True)
+
+
+def _passing(answer: httpx.Response) -> bool:
+    """Whether the same request may succeed in a while: the service is busy, or still does it for an earlier call."""
+    return answer.status_code in _BUSY or (answer.status_code == 409 and "Retry-After" in answer.headers)
+
+
+def _problem(answer: httpx.Response) -> Problem:
     try:
-        problem = answer.json()
-    except ValueError:
-        problem = {"detail": answer.text[:500]}
-    raise ClientError(answer.status_code, problem)
-
-
-def _once(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"Idempotency-Key": key}
-
-
-def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines gathered to blocks of some 64 KiB, each line ended."""
-    block = bytearray()
-    for line in lines:
-        block += line if line.endswith(b"\n") else line + b"\n"
-        if len(block) >= 1 << 16:
-            yield bytes(block)
-            block.clear()
-    if block:
-        yield bytes(block)
+        return Problem.model_validate_json(answer.content)
+    except ValidationError:
+        text = answer.text.strip()[:500] or answer.reason_phrase
+        return Problem(status=answer.status_code, detail=f"HTTP {answer.status_code}: {text}")

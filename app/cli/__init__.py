@@ -1,36 +1,55 @@
-"""The `retort` command. `--help` tells the rest; exit codes are at `app.cli.outcome`."""
+"""The `retort` command. `retort --help` tells the rest; what exit codes mean is in `app.cli.outcome`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from app.cli import database, doctor, exports, jobs, keys, prompt_sets, service, submit, teachers
+from app.cli import database, doctor, exports, jobs, keys, prompt_sets, service, submit, teachers, worker
 from app.cli.outcome import guarded
 
 app = typer.Typer(
     name="retort",
-    help="Distillation data: prompts in, a teacher's answers out, with reasoning, logprobs and provenance.",
+    help="Prompts in, a teacher's answers out, with reasoning, logprobs and provenance: datasets that trainers take.",
+    epilog="Exit codes: 0 fine · 1 rows, a job or a check failed · 2 wrong usage · 3 the service cannot be reached · "
+    "4 refused · 5 no such thing · 130 interrupted. Settings come from RETORT_… variables or .env, see docs/cli.md.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    epilog="Exit codes: 0 fine, 1 something failed, 2 wrong usage, 3 service unreachable, 4 refused, 5 not found.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group, panel in (
-    (service.commands, "The service"),
-    (submit.commands, "The main job"),
-    (exports.commands, "The main job"),
-    (doctor.commands, "The service"),
+
+
+@app.callback()
+def _common(
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of database, keys and files of a service on this machine. [RETORT_DATA_DIR]"
+        ),
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Where the service answers. [RETORT_URL]")] = None,
+) -> None:
+    if data_dir is not None:
+        os.environ["RETORT_DATA_DIR"] = str(data_dir)
+    if url is not None:
+        os.environ["RETORT_URL"] = url
+
+
+for panel, commands in (
+    ("The service", (*service.commands, *worker.commands, *doctor.commands)),
+    ("The main job", (*submit.commands, *exports.commands)),
 ):
-    for command in group:
+    for command in commands:
         app.command(rich_help_panel=panel)(command)
-app.add_typer(jobs.app, name="jobs", help="List, read and steer jobs.", rich_help_panel="Things")
-app.add_typer(
-    prompt_sets.app, name="prompt-sets", help="List and read prompt sets.", rich_help_panel="Things"
-)
-app.add_typer(
-    teachers.app, name="teachers", help="List, register and probe teachers.", rich_help_panel="Things"
-)
-app.add_typer(keys.app, name="keys", help="List, create and revoke API keys.", rich_help_panel="Things")
-app.add_typer(database.app, name="db", help="The database of this machine.", rich_help_panel="The service")
+for name, group, about in (
+    ("jobs", jobs.app, "List, read and steer jobs."),
+    ("prompt-sets", prompt_sets.app, "List and read prompt sets."),
+    ("teachers", teachers.app, "List, register and probe teachers."),
+    ("keys", keys.app, "List, create and revoke API keys."),
+    ("db", database.app, "The database that this machine's settings name."),
+):
+    app.add_typer(group, name=name, help=about, rich_help_panel="Groups of commands")
 
 
 def main() -> None:

@@ -2,13 +2,13 @@
 
 import typer
 
-from app.cli.outcome import out, settings
+from app.cli.outcome import AsJson, out, settings, show
 
 app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()
-def upgrade() -> None:
+def upgrade(as_json: AsJson = False) -> None:
     """Bring the schema to this version's. Running it again changes nothing."""
     from app.db.migrate import current
     from app.db.migrate import upgrade as migrate
@@ -17,4 +17,5 @@ def upgrade() -> None:
     if given.database_url is None:
         given.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(given.database)
-    out.print(f"The schema is at revision {current(given.database)}.")
+    revision = current(given.database)
+    show({"revision": revision}, as_json, lambda: out.print(f"The schema is at revision {revision}."))

@@ -1,34 +1,40 @@
 """`retort jobs …`."""
 
-from typing import Annotated, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.outcome import AsJson, client, out, show, table
-from app.demo.progress import rest_of
+from app.cli.progress import rest_of
+from app.domain.lifecycle import JobStatus
+
+if TYPE_CHECKING:
+    from app.services.job_views import JobView
 
 app = typer.Typer(no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(help="Id of a job.")]
+Most = Annotated[int, typer.Option(min=1, help="How many at the most.")]
 
 
 @app.command("list")
 def list_jobs(
-    status: Annotated[str | None, typer.Option(help="Only jobs in this status.")] = None,
-    most: Annotated[int, typer.Option(min=1, help="How many at the most.")] = 20,
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this status.")] = None,
+    most: Most = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with client() as api:
-        found = [job for job, _ in zip(api.jobs(status=status), range(most), strict=False)]
+        found = list(islice(api.jobs(**({} if status is None else {"status": status.value})), most))
     columns = {
-        "id": lambda job: job["id"],
-        "name": lambda job: job["name"],
-        "status": lambda job: job["status"],
-        "done": lambda job: f"{job['counts']['completed']}/{job['counts']['expected']}",
-        "failed": lambda job: job["counts"]["failed"],
-        "teachers": lambda job: ", ".join(lane["name"] for lane in job["teachers"]),
-        "created": lambda job: job["created_at"][:19],
+        "id": lambda job: job.id,
+        "name": lambda job: job.name,
+        "status": lambda job: job.status,
+        "done": lambda job: f"{job.counts.completed:,}/{job.counts.expected:,}",
+        "failed": lambda job: f"{job.counts.failed:,}",
+        "teachers": lambda job: ", ".join(lane.name for lane in job.teachers),
+        "created": lambda job: f"{job.created_at:%Y-%m-%d %H:%M:%S}",
     }
     show(found, as_json, lambda: table(found, columns, "No jobs yet: `retort submit FILE --teacher NAME`."))
 
@@ -41,46 +47,25 @@ def show_job(job: JobId, as_json: AsJson = False) -> None:
     show(found, as_json, lambda: _told(found))
 
 
-def _told(job: dict[str, Any]) -> None:
-    out.print(f"[bold]{job['id']}[/] {job['name']}: [bold]{job['status']}[/]")
-    out.print(rest_of(job))
-    if job["status_reason"]:
-        out.print(job["status_reason"], markup=False)
-    for lane in job["teachers"]:
-        parked = f", parked: {lane['parked']['reason']}" if lane["parked"] else ""
-        out.print(
-            f"  {lane['name']} ({lane['model']}): {lane['completed']} done, {lane['failed']} failed{parked}"
-        )
-    counts = job["counts"]
-    out.print(
-        f"  {counts['prompt_tokens']:,} prompt and {counts['completion_tokens']:,} completion tokens in "
-        f"{counts['calls']:,} calls ({counts['retries']:,} of them again)"
-    )
-
-
-def _act(verb: str, job: str, as_json: bool, body: dict[str, Any] | None = None) -> None:
-    with client() as api:
-        found = api.act_on_job(job, verb, body)
-    shown = found.get("job", found)
-    show(found, as_json, lambda: out.print(f"{shown['id']} is {shown['status']}."))
-
-
 @app.command()
 def pause(job: JobId, as_json: AsJson = False) -> None:
     """Make no further call; those in flight are finished and kept."""
-    _act("pause", job, as_json)
+    with client() as api:
+        _now(api.pause_job(job), as_json)
 
 
 @app.command()
 def resume(job: JobId, as_json: AsJson = False) -> None:
     """Go on after a pause, or try a parked job at once."""
-    _act("resume", job, as_json)
+    with client() as api:
+        _now(api.resume_job(job), as_json)
 
 
 @app.command()
 def cancel(job: JobId, as_json: AsJson = False) -> None:
-    """End a job for good. What was made stays."""
-    _act("cancel", job, as_json)
+    """End a job for good. What was made stays, and can be exported."""
+    with client() as api:
+        _now(api.cancel_job(job), as_json)
 
 
 @app.command()
@@ -92,25 +77,59 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Make failed completions again."""
-    _act("retry", job, as_json, {"kinds": kind or []})
+    with client() as api:
+        made = api.retry_job(job, kind or [])
+    show(
+        made,
+        as_json,
+        lambda: out.print(
+            f"{made.n_retried:,} completions are made again; {made.job.id} is {made.job.status}."
+        ),
+    )
 
 
 @app.command()
-def failures(
-    job: JobId,
-    most: Annotated[int, typer.Option(min=1, help="How many at the most.")] = 50,
-    as_json: AsJson = False,
-) -> None:
+def failures(job: JobId, most: Most = 50, as_json: AsJson = False) -> None:
     """List what failed, and why."""
     with client() as api:
-        pages = api.pages(f"/v1/jobs/{job}/failures")
-        found = [row for row, _ in zip(pages, range(most), strict=False)]
+        found = list(islice(api.failures(job), most))
     columns = {
-        "prompt": lambda row: row["prompt_number"],
-        "sample": lambda row: row["sample_index"],
-        "teacher": lambda row: row["teacher_name"],
-        "kind": lambda row: row["error_kind"],
-        "attempts": lambda row: row["attempts"],
-        "detail": lambda row: row["error_detail"],
+        "prompt": lambda row: row.prompt_number,
+        "sample": lambda row: row.sample_index,
+        "teacher": lambda row: row.teacher_name,
+        "kind": lambda row: row.error_kind,
+        "attempts": lambda row: row.attempts,
+        "reason": lambda row: row.error_detail,
     }
     show(found, as_json, lambda: table(found, columns, "Nothing failed."))
+
+
+def _now(job: "JobView", as_json: bool) -> None:
+    show(job, as_json, lambda: out.print(f"{job.id} is {job.status}."))
+
+
+def _told(job: "JobView") -> None:
+    counts = job.counts
+    out.print(f"[bold]{job.id}[/] ", end="")
+    out.print(job.name, markup=False, end="")
+    out.print(f": [bold]{job.status}[/]")
+    out.print(f"  {counts.completed:,} of {counts.expected:,} completed, {rest_of(job)}", markup=False)
+    if job.status_reason:
+        out.print(f"  {job.status_reason}", markup=False)
+    for stage in job.stages:
+        sampling = ", ".join(f"{name} {value}" for name, value in stage.sampling.asked().items())
+        elicited = "" if stage.elicit is None else ", reasoning elicited"
+        out.print(
+            f"  {stage.name}: n {stage.n}, top_logprobs {stage.top_logprobs}, {sampling}{elicited}",
+            markup=False,
+        )
+    for lane in job.teachers:
+        parked = f"; parked: {lane.parked.reason}" if lane.parked else ""
+        out.print(
+            f"  teacher {lane.name} ({lane.model}): {lane.completed:,} done, {lane.failed:,} failed{parked}",
+            markup=False,
+        )
+    out.print(
+        f"  {counts.prompt_tokens:,} prompt and {counts.completion_tokens:,} completion tokens, "
+        f"{counts.calls:,} calls, {counts.retries:,} of them retries, {counts.reused:,} rows reused"
+    )

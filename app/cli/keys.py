@@ -1,10 +1,13 @@
 """`retort keys …`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from app.cli.outcome import AsJson, client, out, show, table
+
+if TYPE_CHECKING:
+    from app.services.projects import NewKeyView
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -13,13 +16,14 @@ app = typer.Typer(no_args_is_help=True)
 def list_keys(as_json: AsJson = False) -> None:
     """List the project's keys, without their secrets."""
     with client() as api:
-        found = list(api.pages("/v1/keys"))
+        found = list(api.keys())
     columns = {
-        "id": lambda key: key["id"],
-        "name": lambda key: key["name"],
-        "role": lambda key: key["role"],
-        "from": lambda key: "this machine" if key["loopback_only"] else "anywhere",
-        "revoked": lambda key: (key["revoked_at"] or "no")[:19],
+        "id": lambda key: key.id,
+        "name": lambda key: key.name,
+        "role": lambda key: key.role,
+        "from": lambda key: "this machine" if key.loopback_only else "anywhere",
+        "created": lambda key: f"{key.created_at:%Y-%m-%d %H:%M:%S}",
+        "revoked": lambda key: "no" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M:%S}",
     }
     show(found, as_json, lambda: table(found, columns, "No keys."))
 
@@ -27,21 +31,30 @@ def list_keys(as_json: AsJson = False) -> None:
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
-    role: Annotated[str, typer.Option(help="reader, writer or admin.")] = "writer",
+    role: Annotated[
+        Literal["reader", "writer", "admin"], typer.Option(help="Each may do what the ones before it may.")
+    ] = "writer",
     loopback_only: Annotated[
-        bool, typer.Option("--loopback-only", help="Valid on the service's machine only.")
+        bool, typer.Option("--loopback-only", help="Works on the service's own machine only.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Create a key. Its secret is shown this once."""
+    from app.services.projects import Role
+
     with client() as api:
-        made = api.call("POST", "/v1/keys", json={"name": name, "role": role, "loopback_only": loopback_only})
-    show(made, as_json, lambda: out.print(f"{made['id']} ({made['role']}): {made['secret']}"))
+        made = api.create_key(name, Role(role), loopback_only)
+    show(made, as_json, lambda: _told(made))
+
+
+def _told(made: "NewKeyView") -> None:
+    out.print(f"{made.id} ({made.role}). Its secret, shown this once:")
+    out.print(made.secret, markup=False, soft_wrap=True)
 
 
 @app.command()
 def revoke(key: Annotated[str, typer.Argument(help="Id of a key.")], as_json: AsJson = False) -> None:
     """Make a key invalid from now on."""
     with client() as api:
-        gone = api.call("DELETE", f"/v1/keys/{key}")
-    show(gone, as_json, lambda: out.print(f"{gone['id']} is revoked."))
+        gone = api.revoke_key(key)
+    show(gone, as_json, lambda: out.print(f"{gone.id} is revoked."))

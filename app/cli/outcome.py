@@ -1,26 +1,29 @@
 """How a command ends: what it prints, and an exit code that means something.
 
-0 fine · 1 something failed (rows, a job, a check) · 2 wrong usage · 3 the service is unreachable · 4 refused
-(key, role, policy, conflict, invalid input) · 5 not found · 130 interrupted
+0 fine · 1 rows, a job or a check failed · 2 wrong usage · 3 the service cannot be reached · 4 refused (key, role,
+policy, conflict, invalid input) · 5 no such thing · 130 interrupted
 """
 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.client import ClientError, RetortClient, ServiceUnreachable
-from app.errors import InvalidInput, RetortError
-from app.settings import Settings
+from app.errors import RetortError
+
+if TYPE_CHECKING:  # imported where they are used: `retort --help` has no time for them
+    from app.client import Problem, RetortClient
+    from app.settings import Settings
+
+T = TypeVar("T")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -38,105 +41,146 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-def settings() -> Settings:
-    """The settings, or a usage error that names the wrong one."""
+class CommandFailed(Exception):
+    """Ends a command with a sentence for a person and an exit code. `kind` is for programs."""
+
+    def __init__(self, detail: str, code: Exit, kind: str = "command-failed") -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code
+        self.kind = kind
+
+
+def settings() -> "Settings":
+    """The settings. Raises `CommandFailed`, naming the wrong one."""
+    from pydantic import ValidationError
+
+    from app.settings import Settings
+
     try:
         return Settings()
     except ValidationError as error:
-        wrong = "; ".join(
+        wrong = [
             f"RETORT_{'__'.join(str(step) for step in problem['loc']).upper()}: {problem['msg']}"
             for problem in error.errors(include_url=False)
-        )
-        fail(f"a setting is wrong: {wrong}", Exit.USAGE)
+        ]
+        raise CommandFailed(
+            f"a setting (in the environment or in .env) is wrong: {'; '.join(wrong)}",
+            Exit.USAGE,
+            "wrong-setting",
+        ) from None
+
+
+def service_url(given: "Settings") -> str:
+    """Where the service is: as told, else where the supervisor of the data folder says, else the usual place."""
+    from workers.running import read_state
+
+    if given.url is not None:
+        return given.url
+    state = read_state(given.data_dir)
+    return given.service_url if state is None else state.url
+
+
+def key_of(given: "Settings") -> str | None:
+    """The key of the environment, else the one that the data folder on this machine holds."""
+    if given.api_key is not None:
+        return given.api_key.get_secret_value()
+    try:
+        return given.key_file.read_text().strip()
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise CommandFailed(
+            f"{given.key_file} is another user's: set RETORT_API_KEY to a key of your own",
+            Exit.REFUSED,
+            "no-key",
+        ) from None
 
 
 @contextmanager
-def client() -> Iterator[RetortClient]:
-    """A client with the key of the environment, or of the data folder on this machine."""
+def client() -> "Iterator[RetortClient]":
+    """A client of the service that the settings name."""
+    from app.client import RetortClient
+
     given = settings()
-    key = None if given.api_key is None else given.api_key.get_secret_value()
-    if key is None:
-        try:
-            key = given.key_file.read_text().strip()
-        except FileNotFoundError:
-            err.print(
-                f"[yellow]No key: RETORT_API_KEY is not set and {given.key_file} is not there. "
-                "`retort up` makes one.[/]"
-            )
-        except PermissionError:
-            fail(
-                f"{given.key_file} belongs to another user: set RETORT_API_KEY to a key of your own",
-                Exit.REFUSED,
-            )
-    with RetortClient(given.service_url, key) as made:
+    with RetortClient(service_url(given), key_of(given)) as made:
         yield made
 
 
-def fail(message: str, code: Exit) -> NoReturn:
-    err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def show(value: Any, as_json: bool, otherwise: Callable[[], None]) -> None:
+def show(value: object, as_json: bool, told: Callable[[], None]) -> None:
     """JSON on standard output, or what a person reads."""
-    if as_json:
-        print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201 - this is the output
-    else:
-        otherwise()
+    if not as_json:
+        told()
+        return
+    from pydantic_core import to_jsonable_python
+
+    sys.stdout.write(json.dumps(to_jsonable_python(value), indent=2, ensure_ascii=False) + "\n")
 
 
-def table(
-    rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], object]], empty: str
-) -> None:
+def table(rows: Sequence[T], columns: Mapping[str, Callable[[T], object]], empty: str) -> None:
     if not rows:
-        out.print(empty)
+        out.print(empty, markup=False)
         return
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         made.add_column(name, overflow="fold")
     for row in rows:
-        made.add_row(*(escape(str(cell(row) if cell(row) is not None else "–")) for cell in columns.values()))
+        made.add_row(*(_cell(column(row)) for column in columns.values()))
     out.print(made)
 
 
+def _cell(value: object) -> str:
+    return "–" if value is None else escape(str(value))
+
+
 def guarded(app: typer.Typer) -> None:
-    """Run the command; what the user can mend is told in a sentence, never as a traceback."""
+    """Run the command; what a user can mend is told in a sentence, never as a traceback."""
     try:
         app()
-    except ServiceUnreachable as error:
-        _tell(
-            f"{error}\nIs it running? `retort up` starts it here; RETORT_URL names another one.",
-            Exit.UNREACHABLE,
-        )
-    except ClientError as error:
-        _tell(_explained(error), _code_of(error.status))
-    except InvalidInput as error:
-        _tell(error.detail, Exit.REFUSED)
+    except CommandFailed as error:
+        _tell(error.detail, error.kind, error.code)
     except RetortError as error:
-        _tell(error.detail, Exit.FAILED)
+        _tell(error.detail, error.kind, Exit.FAILED)
     except KeyboardInterrupt:
-        _tell("stopped; what was stored stays", Exit.INTERRUPTED)
-    except BrokenPipeError:
+        _tell("stopped; what was stored stays", "interrupted", Exit.INTERRUPTED)
+    except BrokenPipeError:  # `retort … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(Exit.FINE)
+    except Exception as error:
+        from app.client import ServiceRefused, ServiceUnreachable
+
+        if isinstance(error, ServiceUnreachable):
+            hint = "`retort up` starts one here, RETORT_URL (or --url) names another, `retort doctor` looks closer."
+            _tell(f"{error}\n{hint}", "unreachable", Exit.UNREACHABLE)
+        if isinstance(error, ServiceRefused):
+            _tell(_explained(error.problem), error.problem.kind or "refused", _code_of(error.problem.status))
+        raise
 
 
-def _explained(error: ClientError) -> str:
-    lines = [str(error)]
-    for problem in error.problem.get("errors") or []:
-        where = problem.get("pointer") or problem.get("parameter") or ""
-        lines.append(f"  {where}: {problem.get('detail')}" if where else f"  {problem.get('detail')}")
-    if error.status == 401:
-        lines.append("Set RETORT_API_KEY, or RETORT_DATA_DIR to the folder whose admin.key the service made.")
+def _explained(problem: "Problem") -> str:
+    lines = [problem.detail]
+    if len(problem.errors) > 1:
+        lines += [f"  {fault.pointer or ''} {fault.detail}" for fault in problem.errors[:20]]
+    if problem.status == 401:
+        lines.append(
+            "Set RETORT_API_KEY, or RETORT_DATA_DIR to the folder whose admin.key that service made."
+        )
+    if problem.status >= 500 and problem.request_id:
+        lines.append(f"The service's log tells more under request {problem.request_id}.")
     return "\n".join(lines)
 
 
 def _code_of(status: int) -> Exit:
     if status == 404:
         return Exit.NOT_FOUND
-    return Exit.REFUSED if status < 500 else Exit.FAILED
+    return Exit.REFUSED if status < 500 else Exit.UNREACHABLE
 
 
-def _tell(message: str, code: Exit) -> NoReturn:
-    err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
+def _tell(message: str, kind: str, code: Exit) -> NoReturn:
+    if "--json" in sys.argv:
+        sys.stderr.write(
+            json.dumps({"error": kind, "detail": message, "exit": int(code)}, ensure_ascii=False) + "\n"
+        )
+    else:
+        err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
     sys.exit(code)

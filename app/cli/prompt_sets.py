@@ -1,10 +1,14 @@
 """`retort prompt-sets …`."""
 
-from typing import Annotated
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.outcome import AsJson, client, out, show, table
+
+if TYPE_CHECKING:
+    from app.services.prompt_sets import PromptSetView
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -17,16 +21,16 @@ def list_sets(
 ) -> None:
     """List prompt sets, newest first."""
     with client() as api:
-        found = [one for one, _ in zip(api.prompt_sets(), range(most), strict=False)]
+        found = list(islice(api.prompt_sets(), most))
     columns = {
-        "id": lambda one: one["id"],
-        "name": lambda one: one["name"],
-        "prompts": lambda one: one["n_prompts"],
-        "rejected": lambda one: one["n_errors"],
-        "sealed": lambda one: "yes" if one["sealed"] else "open",
-        "created": lambda one: one["created_at"][:19],
+        "id": lambda one: one.id,
+        "name": lambda one: one.name,
+        "prompts": lambda one: f"{one.n_prompts:,}",
+        "rejected": lambda one: f"{one.n_errors:,}",
+        "sealed": lambda one: "yes" if one.sealed else "open",
+        "created": lambda one: f"{one.created_at:%Y-%m-%d %H:%M:%S}",
     }
-    show(found, as_json, lambda: table(found, columns, "No prompt sets yet: `retort submit FILE`."))
+    show(found, as_json, lambda: table(found, columns, "No prompt sets yet: `retort submit FILE` makes one."))
 
 
 @app.command("show")
@@ -34,12 +38,7 @@ def show_set(prompt_set: SetId, as_json: AsJson = False) -> None:
     """Read a prompt set."""
     with client() as api:
         found = api.prompt_set(prompt_set)
-
-    def told() -> None:
-        for name, value in found.items():
-            out.print(f"{name}: {value}", markup=False)
-
-    show(found, as_json, told)
+    show(found, as_json, lambda: _told(found))
 
 
 @app.command()
@@ -48,8 +47,16 @@ def errors(prompt_set: SetId, as_json: AsJson = False) -> None:
     with client() as api:
         found = list(api.prompt_errors(prompt_set))
     columns = {
-        "line": lambda row: row["line"],
-        "reason": lambda row: row["reason"],
-        "beginning": lambda row: row["excerpt"][:80],
+        "line": lambda row: row.line,
+        "reason": lambda row: row.reason,
+        "beginning": lambda row: row.excerpt[:80],
     }
     show(found, as_json, lambda: table(found, columns, "Every row was taken."))
+
+
+def _told(found: "PromptSetView") -> None:
+    out.print(f"{found.id} {found.name}: {'sealed' if found.sealed else 'open'}", markup=False)
+    out.print(f"  {found.n_prompts:,} prompts, {found.n_errors:,} rows rejected")
+    if found.n_license_assumed:
+        out.print(f"  {found.n_license_assumed:,} prompts named no licence")
+    out.print(f"  content hash {found.content_hash}", soft_wrap=True)

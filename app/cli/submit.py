@@ -1,144 +1,263 @@
 """`retort submit` and `retort watch`."""
 
+import gzip
 import hashlib
-import time
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from app.cli.outcome import AsJson, Exit, client, err, fail, out, show
-from app.client import RetortClient
-from app.demo.progress import ENDED
-from app.demo.progress import watch as follow
+from app.cli.intended_use import Commercial, Competing, Redistribution, intended_use
+from app.cli.outcome import AsJson, CommandFailed, Exit, client, err, out, show
+from app.cli.progress import watch as follow
+from app.domain.lifecycle import ENDED, JobStatus
+
+if TYPE_CHECKING:
+    from app.client import RetortClient
+    from app.recipes import JobSpec
+    from app.services.appends import AppendView
+    from app.services.job_views import JobView
 
 _ERRORS_SHOWN = 10
+_WORTH_A_BAR = 4 * 1024 * 1024  # bytes
+
+_SAMPLING, _CARE = "How it is asked", "How it is run"
 
 
 def submit(
     file: Annotated[
-        Path,
-        typer.Argument(help="Prompts as JSONL: one object or string a line.", exists=True, dir_okay=False),
-    ],
+        Path | None,
+        typer.Argument(
+            help="Prompts as JSONL, one object or string a line; .gz is understood; - is standard input."
+        ),
+    ] = None,
+    prompt_set: Annotated[
+        str | None, typer.Option(help="A sealed set that is there already, instead of a file.")
+    ] = None,
     teacher: Annotated[
         list[str], typer.Option(help="Name of a registered teacher; may be given several times.")
-    ],
+    ] = ["embedded"],  # noqa: B006 - Typer's way to say it
     name: Annotated[str | None, typer.Option(help="Name of set and job. Default: the file's.")] = None,
-    n: Annotated[int, typer.Option(min=1, help="Samples per prompt and teacher.")] = 1,
-    top_logprobs: Annotated[int, typer.Option(min=0, help="Candidates kept per token; 0: none.")] = 0,
-    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.7,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
-    seed: Annotated[int | None, typer.Option(help="Sample i is asked with seed + i.")] = None,
+    n: Annotated[
+        int, typer.Option(min=1, help="Samples per prompt and teacher.", rich_help_panel=_SAMPLING)
+    ] = 1,
+    top_logprobs: Annotated[
+        int, typer.Option(min=0, help="Candidates kept per token; 0: none.", rich_help_panel=_SAMPLING)
+    ] = 0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="0 is greedy. Default: 0.7.", rich_help_panel=_SAMPLING)
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, rich_help_panel=_SAMPLING)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer. Default: 512.", rich_help_panel=_SAMPLING)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Sample i is asked with seed + i.", rich_help_panel=_SAMPLING)
+    ] = None,
     elicit: Annotated[
-        int | None, typer.Option(help="Draw a reasoning trace of up to so many tokens.")
+        bool,
+        typer.Option(
+            "--elicit",
+            help="Draw a reasoning trace from a teacher that gives none.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = False,
+    max_reasoning_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest elicited trace. Default: 256.", rich_help_panel=_SAMPLING),
     ] = None,
-    priority: Annotated[int, typer.Option(help="A higher one goes first.")] = 0,
+    priority: Annotated[int, typer.Option(help="A higher one goes first.", rich_help_panel=_CARE)] = 0,
     max_in_flight: Annotated[
-        int | None, typer.Option(min=1, help="Cap of this job's calls in flight.")
+        int | None, typer.Option(min=1, help="Cap of this job's calls in flight.", rich_help_panel=_CARE)
     ] = None,
-    reuse: Annotated[bool, typer.Option("--reuse", help="Take equal samples from earlier jobs.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Take nothing if any row does not parse.")] = False,
-    commercial: Annotated[
-        bool, typer.Option("--commercial", help="Intended use: the student earns money.")
+    budget_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The job parks at so many tokens.", rich_help_panel=_CARE)
+    ] = None,
+    budget_usd: Annotated[
+        float | None, typer.Option(help="The job parks at so much money.", rich_help_panel=_CARE)
+    ] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Take equal samples from earlier jobs.", rich_help_panel=_CARE)
     ] = False,
-    competing: Annotated[
-        bool, typer.Option("--competing", help="Intended use: it competes with the teacher's maker.")
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Take nothing if any row does not parse.", rich_help_panel=_CARE)
     ] = False,
-    redistribution: Annotated[
-        bool, typer.Option("--redistribution", help="Intended use: data or student are given to others.")
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Upload and estimate; ask no teacher.", rich_help_panel=_CARE)
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Upload and estimate; make nothing.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay and show progress.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay and show progress.")] = False,
+    commercial: Commercial = False,
+    competing: Competing = False,
+    redistribution: Redistribution = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload a file of prompts and have teachers answer them.
 
-    An upload that was cut off goes on when it is sent again; within a day, the same file is not stored twice.
+    Rows that do not parse are told with their line numbers, and the rest goes in (exit code 1, unless nothing was
+    wrong). An upload that was cut off, or stopped with Ctrl-C, goes on when the same command is given again. Within a
+    day the same file is stored once; each submit is a job of its own.
     """
+    from pydantic import ValidationError
+
+    if (file is None) == (prompt_set is None):
+        raise CommandFailed("give a FILE of prompts, or --prompt-set with an id", Exit.USAGE, "usage")
+    given: dict[str, object] = {
+        "name": name
+        or (file.name.partition(".")[0] or "stdin" if file is not None and prompt_set is None else None),
+        "prompt_set": prompt_set or "unknown",
+        "teachers": teacher,
+        "sampling": {
+            key: value
+            for key, value in (
+                ("temperature", temperature),
+                ("top_p", top_p),
+                ("max_tokens", max_tokens),
+                ("seed", seed),
+            )
+            if value is not None
+        },
+        "n": n,
+        "top_logprobs": top_logprobs,
+        "priority": priority,
+        "max_in_flight": max_in_flight,
+        "reuse": reuse,
+        "intended_use": intended_use(commercial, competing, redistribution),
+    }
+    if elicit or max_reasoning_tokens is not None:
+        given["elicit"] = (
+            {} if max_reasoning_tokens is None else {"max_reasoning_tokens": max_reasoning_tokens}
+        )
+    if budget_tokens is not None or budget_usd is not None:
+        given["budget"] = {"max_tokens": budget_tokens, "max_cost_usd": budget_usd}
+    from app.recipes import JobSpec
+
+    try:
+        spec = JobSpec.model_validate({key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in wrong["loc"])
+        raise CommandFailed(f"{where}: {wrong['msg']}", Exit.USAGE, "usage") from None
     with client() as api:
-        prompt_set = _uploaded(api, file, name or file.stem, strict)
-        job: dict[str, Any] = {
-            "name": name or file.stem,
-            "prompt_set": prompt_set["id"],
-            "teachers": teacher,
-            "sampling": {"temperature": temperature, "max_tokens": max_tokens},
-            "n": n,
-            "top_logprobs": top_logprobs,
-            "priority": priority,
-            "reuse": reuse,
-            "intended_use": {
-                "commercial": commercial,
-                "competing": competing,
-                "redistribution": redistribution,
-                "research": not (commercial or competing),
-            },
-        }
-        if seed is not None:
-            job["sampling"]["seed"] = seed
-        if elicit is not None:
-            job["elicit"] = {"max_reasoning_tokens": elicit}
-        if max_in_flight is not None:
-            job["max_in_flight"] = max_in_flight
-        made = api.submit_job(job, dry_run=dry_run)
+        rejected = 0
+        if file is not None:
+            appended = _uploaded(api, file, spec.name or "prompts", strict)
+            rejected = appended.n_rejected
+            spec = spec.model_copy(update={"prompt_set": appended.prompt_set.id})
         if dry_run:
-            show(made, True, lambda: None)
-            return
-        if not as_json:
-            out.print(f"Job {made['id']}: {made['counts']['expected']} completions to make.")
-        if watch:
-            made = follow(api, made["id"], err)
-        elif not as_json:
-            out.print(f"`retort watch {made['id']}` shows its progress.")
-        if as_json:
-            show(made, True, lambda: None)
-        _exit_by(made)
-
-
-def _uploaded(api: RetortClient, file: Path, name: str, strict: bool) -> dict[str, Any]:
-    with file.open("rb") as content:
-        key = f"{name}-{hashlib.file_digest(content, 'sha256').hexdigest()}"
-        content.seek(0)
-        made = api.create_prompt_set(name, idempotency_key=hashlib.sha256(key.encode()).hexdigest())
-        answer = api.append_prompts(
-            made["id"], content, seal=True, strict=strict, idempotency_key=f"{made['id']}{'-strict' * strict}"
-        )
-    for row in answer["errors"][:_ERRORS_SHOWN]:
-        err.print(f"[yellow]line {row['line']}:[/] {row['reason']}", markup=True)
-    if answer["n_rejected"] > _ERRORS_SHOWN:
-        err.print(
-            f"… and {answer['n_rejected'] - _ERRORS_SHOWN} more: `retort prompt-sets errors {made['id']}`"
-        )
-    if answer["n_license_assumed"]:
-        err.print(
-            f"[yellow]{answer['n_license_assumed']} rows name no licence[/] and took the project's default."
-        )
-    if not answer["n_added"]:
-        fail(f"no row of {file} is a prompt", Exit.REFUSED)
-    err.print(f"Prompt set {made['id']}: {answer['n_added']} prompts, {answer['n_rejected']} rows rejected.")
-    return made
-
-
-def watch(job: Annotated[str, typer.Argument(help="Id of a job.")], as_json: AsJson = False) -> None:
-    """Show a job's progress until it has ended. Ctrl-C leaves the job alone."""
-    with client() as api:
-        ended = follow(api, job, err)
-    if as_json:
-        show(ended, True, lambda: None)
-    _exit_by(ended)
-
-
-def _exit_by(job: dict[str, Any]) -> None:
-    if job["status"] in ENDED and (job["status"] != "completed" or job["counts"]["failed"]):
+            _estimated(api, spec, as_json)
+        else:
+            _submitted(api, spec, watch, as_json)
+    if rejected:
         raise typer.Exit(Exit.FAILED)
 
 
-def wait(api: RetortClient, export: dict[str, Any]) -> dict[str, Any]:
-    """An export, once it has ended."""
-    with err.status("Exporting …"):
-        while export["status"] in ("ready", "running"):
-            time.sleep(0.2)
-            export = api.export(export["id"])
-    return export
+def _submitted(api: "RetortClient", spec: "JobSpec", watch: bool, as_json: bool) -> None:
+    job = api.submit_job(spec, idempotency_key=f"cli-{secrets.token_hex(12)}")
+    err.print(f"Job {job.id}: {job.counts.expected:,} completions to make.")
+    if watch:
+        job = follow(api, job.id, err)
+    elif not as_json:
+        err.print(f"`retort watch {job.id}` shows its progress.")
+    show(job, as_json, lambda: None if watch else out.print(job.id))
+    _exit_by(job)
+
+
+def _estimated(api: "RetortClient", spec: "JobSpec", as_json: bool) -> None:
+    found = api.estimate_job(spec)
+
+    def told() -> None:
+        out.print(f"{found.n_prompts:,} prompts → up to {found.n_completions_at_most:,} completions.")
+        if found.max_completion_tokens is not None:
+            out.print(f"At most {found.max_completion_tokens:,} completion tokens.")
+        for warning in found.warnings:
+            out.print(f"Warning: {warning}.", markup=False)
+
+    show(found, as_json, told)
+
+
+def _uploaded(api: "RetortClient", file: Path, name: str, strict: bool) -> "AppendView":
+    with _readable(file) as path:
+        with path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        key = hashlib.sha256(f"{name}\n{strict}\n{digest}".encode()).hexdigest()[:32]
+        made = api.create_prompt_set(name, idempotency_key=f"cli-{key}")
+        size = path.stat().st_size
+
+        def opened() -> BinaryIO:
+            return cast(BinaryIO, gzip.open(path, "rb")) if file.suffix == ".gz" else path.open("rb")
+
+        with Progress(
+            TextColumn("Uploading"),
+            BarColumn(bar_width=28),
+            DownloadColumn(),
+            console=err,
+            disable=not err.is_terminal or size < _WORTH_A_BAR,
+        ) as bar:
+            task = bar.add_task("", total=None if file.suffix == ".gz" else size)
+            answer = api.append_prompts(
+                made.id,
+                opened,
+                f"cli-{key}-rows",
+                seal=True,
+                strict=strict,
+                sent=lambda n_bytes: bar.update(task, completed=n_bytes),
+            )
+    _told(answer, file)
+    return answer
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[Path]:
+    """A file that can be read from its beginning more than once. Standard input is kept aside for that."""
+    if str(file) != "-":
+        if not file.is_file():
+            raise CommandFailed(f"there is no file {file}", Exit.USAGE, "usage")
+        yield file
+        return
+    with tempfile.NamedTemporaryFile(prefix="retort-stdin-") as kept:
+        shutil.copyfileobj(sys.stdin.buffer, kept)
+        kept.flush()
+        yield Path(kept.name)
+
+
+def _told(answer: "AppendView", file: Path) -> None:
+    for row in answer.errors[:_ERRORS_SHOWN]:
+        err.print(f"{file}, line {row.line}: {row.reason}", markup=False, style="yellow", soft_wrap=True)
+    set_id = answer.prompt_set.id
+    if answer.n_rejected > _ERRORS_SHOWN:
+        err.print(f"… and {answer.n_rejected - _ERRORS_SHOWN:,} more: `retort prompt-sets errors {set_id}`")
+    if not answer.n_added:
+        raise CommandFailed(f"no row of {file} is a prompt", Exit.REFUSED, "no-prompts")
+    if answer.n_license_assumed:
+        err.print(
+            f"{answer.n_license_assumed:,} rows name no licence and took the project's default, else NOASSERTION."
+        )
+    rejected = f", {answer.n_rejected:,} rows rejected" if answer.n_rejected else ""
+    err.print(f"Prompt set {set_id}: {answer.n_added:,} prompts{rejected}.")
+
+
+def watch(job: Annotated[str, typer.Argument(help="Id of a job.")], as_json: AsJson = False) -> None:
+    """Show a job's progress until it has ended.
+
+    Ctrl-C leaves the job alone.
+    """
+    with client() as api:
+        ended = follow(api, job, err)
+    show(ended, as_json, lambda: None)
+    _exit_by(ended)
+
+
+def _exit_by(job: "JobView") -> None:
+    if job.status in ENDED and (job.status != JobStatus.COMPLETED or job.counts.failed):
+        err.print(f"`retort jobs failures {job.id}` says what failed, and why.")
+        raise typer.Exit(Exit.FAILED)
 
 
 commands = (submit, watch)

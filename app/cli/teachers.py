@@ -1,10 +1,13 @@
 """`retort teachers …`."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.outcome import AsJson, Exit, client, out, show, table
+from app.cli.outcome import AsJson, CommandFailed, Exit, client, out, show, table
+
+if TYPE_CHECKING:
+    from app.services.teachers import TeacherView
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -15,13 +18,13 @@ def list_teachers(as_json: AsJson = False) -> None:
     with client() as api:
         found = list(api.teachers())
     columns = {
-        "name": lambda one: one["name"],
-        "driver": lambda one: one["driver"],
-        "model": lambda one: one["model"],
-        "licence": lambda one: one["license"],
-        "address": lambda one: one["base_url"],
-        "top logprobs": lambda one: (one["capabilities"] or {}).get("max_top_logprobs"),
-        "probed": lambda one: (one["probed_at"] or "never")[:19],
+        "name": lambda one: one.name,
+        "driver": lambda one: one.driver,
+        "model": lambda one: one.model,
+        "licence": lambda one: one.license,
+        "address": lambda one: one.base_url,
+        "top logprobs": lambda one: (one.capabilities or {}).get("max_top_logprobs"),
+        "probed": lambda one: "never" if one.probed_at is None else f"{one.probed_at:%Y-%m-%d %H:%M:%S}",
     }
     show(found, as_json, lambda: table(found, columns, "No teachers yet: `retort teachers add --help`."))
 
@@ -35,21 +38,25 @@ def add(
         str | None, typer.Option(help="Its address, for example http://127.0.0.1:8000/v1.")
     ] = None,
     secret: Annotated[
-        str | None, typer.Option(help="A reference: env:NAME or file:/path. Never the secret itself.")
+        str | None, typer.Option(help="A reference, env:NAME or file:/path; never the secret itself.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Of the weights, where it is known.")] = None,
     access_route: Annotated[
-        str, typer.Option(help="weights, or whose API: with the model it selects the terms.")
+        str, typer.Option(help="`weights`, or whose API: with the model it selects the terms.")
     ] = "weights",
-    license: Annotated[str | None, typer.Option(help="SPDX expression of the model.")] = None,
+    license: Annotated[str | None, typer.Option(help="SPDX expression of the model's licence.")] = None,
     max_in_flight: Annotated[
         int | None, typer.Option(min=1, help="Cap of calls in flight, over all workers.")
     ] = None,
     probe: Annotated[bool, typer.Option(help="Ask it at once what it can do.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Register a teacher."""
-    given: dict[str, Any] = {
+    """Register a teacher, and ask it what it can do. Exit code 1 if it does not answer."""
+    from pydantic import ValidationError
+
+    from app.services.teachers import NewTeacher
+
+    given = {
         "name": name,
         "driver": driver,
         "model": model,
@@ -60,8 +67,15 @@ def add(
         "license": license,
         "max_in_flight": max_in_flight,
     }
+    try:
+        new = NewTeacher.model_validate({key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors(include_url=False)
+        )
+        raise CommandFailed(wrong, Exit.USAGE, "usage") from None
     with client() as api:
-        made = api.register_teacher({key: value for key, value in given.items() if value is not None})
+        made = api.register_teacher(new)
         if probe:
             made = api.probe_teacher(name)
     show(made, as_json, lambda: _told(made))
@@ -70,7 +84,7 @@ def add(
 
 @app.command()
 def probe(name: Annotated[str, typer.Argument(help="Name of a teacher.")], as_json: AsJson = False) -> None:
-    """Ask a teacher now what it can do."""
+    """Ask a teacher now what it can do. Exit code 1 if it does not answer."""
     with client() as api:
         found = api.probe_teacher(name)
     show(found, as_json, lambda: _told(found))
@@ -78,28 +92,31 @@ def probe(name: Annotated[str, typer.Argument(help="Name of a teacher.")], as_js
 
 
 @app.command()
-def drivers() -> None:
+def drivers(as_json: AsJson = False) -> None:
     """List the drivers that teachers can be spoken to with."""
     from app.teachers import known_drivers
 
-    for name in known_drivers():
-        out.print(name)
+    show(known_drivers(), as_json, lambda: out.print("\n".join(known_drivers())))
 
 
-def _told(teacher: dict[str, Any]) -> None:
-    out.print(f"[bold]{teacher['name']}[/]: {teacher['model']} through {teacher['driver']}")
-    found = teacher["capabilities"]
+def _told(teacher: "TeacherView") -> None:
+    out.print(f"[bold]{teacher.name}[/]: {teacher.model} through driver {teacher.driver}")
+    found = teacher.capabilities
     if found is None:
-        out.print("  never probed: `retort teachers probe` asks it what it can do")
+        out.print(f"  never probed: `retort teachers probe {teacher.name}` asks it what it can do")
         return
     for name, value in found.items():
         if name != "problems" and value not in (None, False, 0):
-            out.print(f"  {name}: {value}", markup=False)
-    for problem in found["problems"]:
-        out.print(f"  [yellow]{problem}[/]")
+            out.print(f"  {name.replace('_', ' ')}: {'yes' if value is True else value}", markup=False)
+    for problem in _problems(teacher):
+        out.print(f"  {problem}", markup=False, style="yellow")
 
 
-def _exit_by(teacher: dict[str, Any]) -> None:
-    found = teacher["capabilities"]
-    if found is not None and not found["reachable"]:
+def _problems(teacher: "TeacherView") -> list[str]:
+    found = (teacher.capabilities or {}).get("problems")
+    return [str(problem) for problem in found] if isinstance(found, list) else []
+
+
+def _exit_by(teacher: "TeacherView") -> None:
+    if teacher.capabilities is not None and not teacher.capabilities["reachable"]:
         raise typer.Exit(Exit.FAILED)

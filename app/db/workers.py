@@ -3,8 +3,9 @@
 from sqlalchemy import Connection, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from app.db.models import Leader, SlotGrant, Worker
+from app.db.models import Export, Leader, Shard, SlotGrant, Worker
 from app.db.session import db_now
+from app.domain.lifecycle import ExportStatus, ShardStatus
 
 
 def enter(connection: Connection, worker_id: str, host: str, pid: int, version: str, seconds: float) -> None:
@@ -43,6 +44,23 @@ def beat(
 def leave(connection: Connection, worker_id: str) -> None:
     connection.execute(delete(SlotGrant).where(SlotGrant.worker_id == worker_id))
     connection.execute(delete(Worker).where(Worker.id == worker_id))
+
+
+def bury(connection: Connection, host: str, pid: int) -> int:
+    """A worker process is known to be dead: what it held is free at once, not when its leases end.
+
+    Returns how many workers that were. Harmless where the process lives after all: its shards' fences hold.
+    """
+    dead = connection.execute(select(Worker.id).where(Worker.host == host, Worker.pid == pid)).scalars().all()
+    for worker_id in dead:
+        for held in (
+            update(Shard).where(Shard.status == ShardStatus.LEASED, Shard.owner == worker_id),
+            update(Export).where(Export.status == ExportStatus.RUNNING, Export.owner == worker_id),
+            update(Leader).where(Leader.owner == worker_id),
+        ):
+            connection.execute(held.values(lease_until=db_now()))
+        leave(connection, worker_id)
+    return len(dead)
 
 
 def sweep(connection: Connection, seconds: float) -> int:
