@@ -32,7 +32,7 @@ from app.domain.version import code_version
 from app.services.ports import BrokerProblem, OpenTeacher, Wake, no_broker, wake_nobody
 from app.settings import Settings
 from app.storage.places import open_storage
-from app.teachers.base import Teacher, TeacherSpec
+from app.teachers import TeacherAccess, build
 
 ROUTERS = (
     projects,
@@ -41,7 +41,6 @@ ROUTERS = (
     teachers,
     jobs,
     events,
-    exports,
     completions,
     exports,
     health,
@@ -71,7 +70,6 @@ def create_app(settings: Settings, wake: Wake | None = None) -> FastAPI:
         wake=made.state.waker,
         broker_problem=broker_problem,
         open_teacher=_open_teacher(settings),
-        check_teacher=lambda spec: None,
         shard_size=settings.engine.shard_size,
         max_body_bytes=settings.max_body_bytes,
     )
@@ -107,9 +105,7 @@ def _broker(settings: Settings) -> tuple[Wake, BrokerProblem]:
 
 
 def _open_teacher(settings: Settings) -> OpenTeacher:
-    def opened(spec: TeacherSpec) -> Teacher:
-        from app.teachers import TeacherAccess, build
-
-        return build(spec, TeacherAccess(settings.loopback_allowed, settings.addresses.allow_private))
-
-    return opened
+    access = TeacherAccess(
+        allow_loopback=settings.loopback_allowed, allow_private=settings.addresses.allow_private
+    )
+    return lambda spec: build(spec, access)

@@ -3,18 +3,22 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from app.api.dependencies import Admin, Writer, Writing
+from app.api.dependencies import Admin, ResourcesDep, Writer, Writing
+from app.db.session import reading
 from app.services import idempotency
 from app.services.idempotency import Answer
 from app.services.projects import Caller
 
 REPLAYED = "Idempotency-Replayed"
+
+M = TypeVar("M", bound=BaseModel)
 
 IdempotencyKey = Annotated[
     str | None,
@@ -44,6 +48,7 @@ def request_hash(request: Request, body: bytes) -> bytes:
 class Once:
     """Answers a creating request, from memory where it was answered before."""
 
+    engine: Engine
     session: Session
     caller: Caller
     key: str | None
@@ -52,11 +57,17 @@ class Once:
     def answer(
         self,
         status: int,
-        make: Callable[[], BaseModel],
-        memory: Callable[[BaseModel], BaseModel] | None = None,
+        make: Callable[[], M],
+        memory: Callable[[M], BaseModel] | None = None,
+        check: Callable[[], None] | None = None,
     ) -> Response:
-        """The answer of `make`. `memory` is what is kept of it, where that is not all (a secret is not)."""
+        """The answer of `make`. `memory` is what is kept of it, where that is not all (a secret is not).
+
+        `check` is done before the transaction begins: for what takes its time, and may raise.
+        """
         project_id = self.caller.project_id
+        if check is not None and not self._known():
+            check()
         if self.key is not None:
             earlier = idempotency.recall(self.session, project_id, self.key, self.request_sha256)
             if earlier is not None:
@@ -70,6 +81,12 @@ class Once:
             )
         return json_answer(status, body)
 
+    def _known(self) -> bool:
+        if self.key is None:
+            return False
+        with reading(self.engine) as connection:
+            return idempotency.is_known(connection, self.caller.project_id, self.key)
+
 
 def json_answer(status: int, body: bytes, headers: dict[str, str] | None = None) -> Response:
     return Response(body, status, headers=headers, media_type="application/json")
@@ -79,15 +96,25 @@ Body = Annotated[bytes, Depends(_body)]
 
 
 def _by_writer(
-    request: Request, session: Writing, caller: Writer, body: Body, key: IdempotencyKey = None
+    request: Request,
+    given: ResourcesDep,
+    session: Writing,
+    caller: Writer,
+    body: Body,
+    key: IdempotencyKey = None,
 ) -> Once:
-    return Once(session, caller, key, request_hash(request, body))
+    return Once(given.engine, session, caller, key, request_hash(request, body))
 
 
 def _by_admin(
-    request: Request, session: Writing, caller: Admin, body: Body, key: IdempotencyKey = None
+    request: Request,
+    given: ResourcesDep,
+    session: Writing,
+    caller: Admin,
+    body: Body,
+    key: IdempotencyKey = None,
 ) -> Once:
-    return Once(session, caller, key, request_hash(request, body))
+    return Once(given.engine, session, caller, key, request_hash(request, body))
 
 
 WriterOnce = Annotated[Once, Depends(_by_writer)]

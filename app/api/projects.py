@@ -70,7 +70,7 @@ def create_project(
         201,
         lambda: projects.create_project(once.session, body.name, body.default_license),
         memory=lambda made: made.model_copy(
-            update={"admin_key": made.admin_key.model_copy(update={"secret": None})}  # type: ignore[attr-defined]
+            update={"admin_key": made.admin_key.model_copy(update={"secret": None})}
         ),
     )
 

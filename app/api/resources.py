@@ -6,7 +6,7 @@ from typing import cast
 from fastapi import Request
 from sqlalchemy import Engine
 
-from app.services.ports import BrokerProblem, CheckTeacher, OpenTeacher, Wake
+from app.services.ports import BrokerProblem, OpenTeacher, Wake
 from app.storage.places import Storage
 
 
@@ -17,7 +17,6 @@ class Resources:
     wake: Wake
     broker_problem: BrokerProblem
     open_teacher: OpenTeacher
-    check_teacher: CheckTeacher
     shard_size: int
     max_body_bytes: int
 

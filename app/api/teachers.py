@@ -61,7 +61,9 @@ def register_teacher(
     """
     who = once.caller
     return once.answer(
-        201, lambda: teachers.register(once.session, who.project_id, body, given.check_teacher)
+        201,
+        lambda: teachers.register(once.session, who.project_id, body),
+        check=lambda: teachers.check(teachers.new_spec(body), given.open_teacher),
     )
 
 
@@ -83,6 +85,7 @@ def read_teacher(session: Reading, who: Reader, teacher: Named) -> TeacherView:
 @router.patch("/{teacher}", response_model=TeacherView, summary="Change a teacher")
 def change_teacher(
     session: Writing,
+    reading: Reading,
     who: Admin,
     given: ResourcesDep,
     teacher: Named,
@@ -92,7 +95,8 @@ def change_teacher(
     ],
 ) -> TeacherView:
     """Where it is reached and how hard it may be driven. Model and revision never change: register another teacher."""
-    return teachers.change(session, who.project_id, teacher, body, given.check_teacher)
+    teachers.check(teachers.changed_spec(reading, who.project_id, teacher, body), given.open_teacher)
+    return teachers.change(session, who.project_id, teacher, body)
 
 
 @router.delete("/{teacher}", status_code=204, summary="Delete a teacher")

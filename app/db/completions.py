@@ -63,7 +63,7 @@ def prompt_bodies(session: Session, prompt_set_id: str, numbers: Sequence[int]) 
             PromptRow.prompt_set_id == prompt_set_id, PromptRow.number.in_(numbers)
         )
     )
-    return dict(rows.tuples())
+    return dict(rows.all())
 
 
 def segment_paths(session: Session, shard_ids: Sequence[int]) -> dict[int, str]:
@@ -73,7 +73,7 @@ def segment_paths(session: Session, shard_ids: Sequence[int]) -> dict[int, str]:
         .join(Segment, Segment.id == Shard.segment_id)
         .where(Shard.id.in_(shard_ids))
     )
-    return dict(rows.tuples())
+    return dict(rows.all())
 
 
 def parts(session: Session, shard_ids: Sequence[int]) -> dict[int, list[bytes]]:

@@ -31,7 +31,7 @@ def gauges(engine: Engine) -> Gauges:
             select(Worker.in_flight, Worker.unflushed, Worker.draining).where(Worker.lease_until > db_now())
         ).all()
         return Gauges(
-            jobs=dict(connection.execute(select(Job.status, func.count()).group_by(Job.status)).tuples()),
+            jobs=dict(connection.execute(select(Job.status, func.count()).group_by(Job.status)).all()),
             exports=dict(
                 connection.execute(select(Export.status, func.count()).group_by(Export.status)).tuples()
             ),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from app.db import idempotency as rows
@@ -33,6 +34,11 @@ def recall(session: Session, project_id: str, key: str, request_sha256: bytes) -
             f"the request with Idempotency-Key {key!r} is still under way: ask again shortly"
         )
     return Answer(found.status, found.body)
+
+
+def is_known(connection: Connection, project_id: str, key: str) -> bool:
+    """Whether some request has this key, answered or not."""
+    return rows.find(connection, project_id, key) is not None
 
 
 def remember(session: Session, project_id: str, key: str, request_sha256: bytes, answer: Answer) -> None:

@@ -13,9 +13,6 @@ BrokerProblem = Callable[[], str | None]
 # A driver bound to a registered teacher. Raises a subclass of `RetortError` where it cannot be.
 OpenTeacher = Callable[[TeacherSpec], Teacher]
 
-# Raises `InvalidInput` for an unknown driver, an option that it does not take, or an address that may not be called.
-CheckTeacher = Callable[[TeacherSpec], None]
-
 
 def wake_nobody(teacher: str | None) -> None:
     """For a service without a broker: workers find the work when they next look."""

@@ -1,8 +1,10 @@
 """Teachers: registered, changed, probed. A secret is a reference (`env:NAME`, `file:/path`) and never stored."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from sqlalchemy import Engine
@@ -13,8 +15,8 @@ from app.db.models import Teacher
 from app.db.session import db_now, session
 from app.domain.fingerprints import fingerprint, new_id
 from app.domain.licences import normalise_license
-from app.errors import Conflict, InvalidLicense, NotFound
-from app.services.ports import CheckTeacher, OpenTeacher
+from app.errors import Conflict, InvalidLicense, NotFound, TeacherRefusedKey, TeacherUnavailable
+from app.services.ports import OpenTeacher
 from app.teachers.base import Capabilities, TeacherSpec
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -91,10 +93,22 @@ class TeacherView(BaseModel):
     created_at: datetime
 
 
-def register(session: Session, project_id: str, new: NewTeacher, check: CheckTeacher) -> TeacherView:
-    """Raises `Conflict` for a name that is taken, and what `check` raises."""
+def check(spec: TeacherSpec, open_teacher: OpenTeacher) -> None:
+    """Whether there can be such a teacher. Nobody is called; a secret that only workers can read is no fault.
+
+    Raises `InvalidInput` for an unknown driver, an option that it does not take, or an address that may not be called.
+    """
+
+    async def opened() -> None:
+        await open_teacher(spec).aclose()
+
+    with suppress(TeacherRefusedKey, TeacherUnavailable):
+        asyncio.run(opened())
+
+
+def register(session: Session, project_id: str, new: NewTeacher) -> TeacherView:
+    """Raises `Conflict` for a name that is taken."""
     values = new.model_dump()
-    check(_spec_of(values))
     row = rows.add(session, new_id("tch"), project_id, values)
     if row is None:
         raise Conflict(
@@ -111,20 +125,31 @@ def page(session: Session, project_id: str, after: str | None, limit: int) -> li
     return [view(row) for row in rows.page(session, project_id, after, limit)]
 
 
-def change(
-    session: Session, project_id: str, name_or_id: str, changes: TeacherChanges, check: CheckTeacher
-) -> TeacherView:
+def change(session: Session, project_id: str, name_or_id: str, changes: TeacherChanges) -> TeacherView:
     """Running jobs take the new address and secret with their next shard; model and revision never change."""
     row = _found(session, project_id, name_or_id)
-    values = changes.model_dump(exclude_unset=True)
-    if values.get("options", {}) is None:
-        values["options"] = {}
-    if values:
-        spec = _spec_of({name: values.get(name, getattr(row, name)) for name in _SPEC_FIELDS})
-        check(spec)
-        rows.change(session, row.id, values)
+    if changes.model_fields_set:
+        rows.change(session, row.id, _values(changes))
         session.refresh(row)
     return view(row)
+
+
+def changed_spec(session: Session, project_id: str, name_or_id: str, changes: TeacherChanges) -> TeacherSpec:
+    """What the driver would be given after the change."""
+    row, values = _found(session, project_id, name_or_id), _values(changes)
+    return _spec_of({name: values.get(name, getattr(row, name)) for name in _SPEC_FIELDS})
+
+
+def new_spec(new: NewTeacher) -> TeacherSpec:
+    """What the driver of a teacher to be would be given."""
+    return _spec_of(new.model_dump())
+
+
+def _values(changes: TeacherChanges) -> dict[str, Any]:
+    values = changes.model_dump(exclude_unset=True)
+    if "options" in values and values["options"] is None:
+        values["options"] = {}
+    return values
 
 
 def remove(session: Session, project_id: str, name_or_id: str) -> None:

@@ -345,9 +345,9 @@ def test_after_a_killed_server_the_same_key_goes_on(
             server.process.wait()
             yield from rows_until(6000)
 
-        with httpx.Client(base_url=server.client.base_url, headers=server.client.headers) as other:
-            with pytest.raises(httpx.TransportError):
-                send(other, set_id, body(), headers, seal=True)
+        other = httpx.Client(base_url=server.client.base_url, headers=server.client.headers)
+        with other, pytest.raises(httpx.TransportError):
+            send(other, set_id, body(), headers, seal=True)
     kept = api.get(f"/v1/prompt-sets/{set_id}").json()["n_prompts"]
     assert 4000 <= kept <= 6000
     whole = b"".join(rows_until(10_000))

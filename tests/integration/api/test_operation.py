@@ -1,0 +1,135 @@
+"""Health, readiness, metrics, events."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
+
+from app.main import create_app
+from app.services.bootstrap import ensure_first_project
+from app.settings import Settings
+from tests.fixtures.processes import free_port
+
+from .answering import work_off
+from .conftest import LOCAL, Made
+
+
+def test_ready(api: TestClient) -> None:
+    assert api.get("/healthz").json()["status"] == "ok"
+    answer = api.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready", "database": "ok", "broker": "ok"})
+
+
+def test_a_schema_behind_or_missing_is_unready(empty_database_url: str, tmp_path: Path) -> None:
+    app = create_app(Settings.model_validate({"data_dir": tmp_path, "database_url": empty_database_url}))
+    with TestClient(app) as client:
+        empty = client.get("/readyz")
+        with app.state.resources.engine.begin() as connection:
+            connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)"))
+            connection.execute(text("INSERT INTO alembic_version VALUES ('0000')"))
+        behind = client.get("/readyz")
+        assert client.get("/healthz").status_code == 200
+    assert (empty.status_code, empty.json()["status"]) == (503, "unready")
+    assert "no schema yet" in empty.json()["database"]
+    assert (behind.status_code, "is at 0000" in behind.json()["database"]) == (503, True)
+
+
+def test_a_database_that_is_away_is_unready(tmp_path: Path) -> None:
+    url = f"postgresql://nobody@127.0.0.1:{free_port()}/none"
+    app = create_app(Settings.model_validate({"data_dir": tmp_path, "database_url": url}))
+    with TestClient(app) as client:
+        answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (503, "unready")
+
+
+def test_a_broker_that_is_away_only_degrades(settings: Settings, made: Made, broker_url: str) -> None:
+    def readiness(url: str) -> dict[str, str]:
+        app = create_app(Settings.model_validate({**settings.model_dump(), "broker_url": url}))
+        ensure_first_project(app.state.resources.engine, settings.key_file, None)
+        with TestClient(app, client=LOCAL) as client:
+            answer = client.get("/readyz")
+            client.headers["Authorization"] = f"Bearer {settings.key_file.read_text().strip()}"
+            started = time.monotonic()
+            assert client.post("/v1/prompt-sets", json={"name": "x"}).status_code == 201
+            sent = Made(client).job(prompt_set=made.prompt_set()["id"])
+            assert (sent["status"], time.monotonic() - started < 2) == ("ready", True)
+        assert answer.status_code == 200
+        found: dict[str, str] = answer.json()
+        return found
+
+    assert readiness(broker_url)["status"] == "ready"
+    away = readiness(f"redis://127.0.0.1:{free_port()}/0")
+    assert (away["status"], away["database"]) == ("degraded", "ok")
+    assert "does not answer" in away["broker"]
+
+
+def test_metrics(app: FastAPI, api: TestClient, made: Made) -> None:
+    given = app.state.resources
+    job = made.job()["id"]
+    work_off(given.engine, given.storage, job, 1, lambda number, index: "x" if number == 2 else None)
+    made.job(prompt_set=made.prompt_set()["id"])
+    api.get("/v1/jobs/none")
+    answer = api.get("/metrics", headers={"Authorization": ""})
+    assert answer.headers["content-type"].startswith("text/plain")
+    samples = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert samples[("retort_database_up",)] == 1
+    assert samples[("retort_jobs", ("status", "completed"))] == 1
+    assert samples[("retort_jobs", ("status", "ready"))] == 1
+    assert samples[("retort_jobs", ("status", "paused"))] == 0
+    assert samples[("retort_completions_total", ("outcome", "completed"))] == 2
+    assert samples[("retort_completions_failed",)] == 1
+    assert samples[("retort_tokens_total", ("kind", "completion"))] == 6
+    assert samples[("retort_calls_in_flight",)] == 0
+    route = ("method", "GET"), ("route", "/v1/jobs/{job_id}"), ("status", "404")
+    assert samples[("retort_http_requests_total", *route)] == 1
+    assert "a set" not in answer.text
+
+
+def test_metrics_without_a_database(tmp_path: Path) -> None:
+    url = f"postgresql://nobody@127.0.0.1:{free_port()}/none"
+    app = create_app(Settings.model_validate({"data_dir": tmp_path, "database_url": url}))
+    with TestClient(app) as client:
+        answer = client.get("/metrics")
+    assert answer.status_code == 200
+    assert "retort_database_up 0.0" in answer.text
+
+
+def test_events_tell_of_progress_each_second_until_the_end(app: FastAPI, api: TestClient, made: Made) -> None:
+    given = app.state.resources
+    job = made.job()["id"]
+    ending = threading.Timer(1.3, lambda: work_off(given.engine, given.storage, job))
+    ending.start()
+    started = time.monotonic()
+    answer = api.get(f"/v1/jobs/{job}/events")
+    took = time.monotonic() - started
+    ending.join()
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = []
+    for block in answer.text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines())
+        events.append((fields["event"], int(fields["id"]), json.loads(fields["data"])))
+    assert [number for _, number, _ in events] == list(range(len(events)))
+    assert [kind for kind, _, _ in events] == ["progress"] * (len(events) - 1) + ["ended"]
+    assert 3 <= len(events) <= 6
+    assert took == pytest.approx(len(events) - 1, abs=1)
+    assert events[0][2]["counts"]["completed"] == 0
+    assert (events[-1][2]["status"], events[-1][2]["counts"]["completed"]) == ("completed", 3)
+
+
+def test_events_of_a_job_that_has_ended_end_at_once(api: TestClient, made: Made) -> None:
+    job = made.job()["id"]
+    api.post(f"/v1/jobs/{job}/cancel")
+    answer = api.get(f"/v1/jobs/{job}/events")
+    assert answer.text.startswith("event: ended\nid: 0\ndata: {")
+    assert answer.text.count("event:") == 1
+    assert api.get("/v1/jobs/none/events").status_code == 404
