@@ -1,100 +1,160 @@
-"""A reasoning trace drawn from a teacher that does not reason by itself: instruction, `<think>` prefill, two pieces.
+"""A reasoning trace from a model that does not reason by itself, in two calls at most.
 
-The first piece thinks, for at most `max_reasoning_tokens`. Where it has not closed its trace by then, the closing tag
-is put there (those tokens are marked as not sampled) and the second piece gives the answer (budget forcing, as in
-"s1: Simple test-time scaling", 2025). Works on any engine that takes and returns token ids.
+The turn is begun with `<think>`. The first call may use `max_reasoning_tokens`; a trace that has not closed by then is
+closed for the model, and a second call asks for the answer ("budget forcing", Muennighoff et al. 2025, s1: Simple
+test-time scaling). Tokens that were put there are marked as not sampled.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from pydantic import JsonValue
 
-from app.domain.columns import Int32, TokenColumns, concatenated, forced
+from app.domain.columns import TokenColumns, concatenated, forced
+from app.domain.fingerprints import sha256
 from app.domain.reasoning import CLOSE, OPEN, split_reasoning
 from app.domain.sampling import Elicitation
-from app.teachers.base import Turn
+from app.teachers.base import Generation, Turn, Usage
 
-BEGUN = f"{OPEN}\n"
-CLOSING = f"\n{CLOSE}\n\n"
+BEGIN = f"{OPEN}\n"
+END = f"\n{CLOSE}\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What an engine made after some token ids. `finish_reason`: stop or length."""
+    """What one call added to a turn. `tokens`: its columns, without the prompt's ids; None where ids are not told."""
 
     text: str
-    tokens: TokenColumns
     finish_reason: str
-    ends_with_eos: bool
+    tokens: TokenColumns | None
+    usage: Usage
     request_hash: bytes
     response_hash: bytes
+    engine: str | None = None
 
 
-Continue = Callable[[list[int], int], Awaitable[Piece]]
-"""(all ids so far, most tokens to add) → the piece."""
+# Go on with a turn: (its text so far, its token ids so far or None, tokens that may be added) to the piece added.
+GoOn = Callable[[str, list[int] | None, int], Awaitable[Piece]]
 
 
 @dataclass(frozen=True, slots=True)
-class Elicited:
-    """The whole turn: trace and answer as text, one row of columns, and the pieces it took."""
+class Forced:
+    """Token ids of `BEGIN` and `END` as they stand in a turn; None where the teacher has no token ids."""
 
-    reasoning: str
-    answer: str
-    truncated: bool
-    tokens: TokenColumns
-    finish_reason: str
-    pieces: tuple[Piece, ...]
+    begin: list[int]
+    end: list[int]
 
 
-def instructed(messages: tuple[Turn, ...], elicit: Elicitation) -> list[Turn]:
-    """The messages with the instruction as (or before) the system message."""
-    first, rest = messages[0], list(messages[1:])
-    if first["role"] in ("system", "developer"):
-        content: JsonValue = f"{elicit.instruction}\n\n{first['content']}"
-        return [{**first, "content": content}, *rest]
-    return [{"role": "system", "content": elicit.instruction}, first, *rest]
+def instructed(messages: tuple[Turn, ...], elicitation: Elicitation) -> tuple[Turn, ...]:
+    """The messages with the instruction before the system message, or as one."""
+    first = messages[0] if messages else None
+    if first is not None and first.get("role") == "system":
+        text = f"{elicitation.instruction}\n\n{first.get('content')}"
+        return ({**first, "content": text}, *messages[1:])
+    return ({"role": "system", "content": elicitation.instruction}, *messages)
 
 
-async def think_then_answer(
-    prompt_ids: list[int], closing_ids: list[int], elicit: Elicitation, max_tokens: int, go_on: Continue
-) -> Elicited:
-    """`prompt_ids` end with the `<think>` prefill; `closing_ids` spell `CLOSING`."""
-    thought = await go_on(prompt_ids, elicit.max_reasoning_tokens)
-    k = thought.tokens.k
-    begun = split_reasoning(thought.text, begun=True)
-    if not begun.truncated and thought.finish_reason == "stop" and begun.answer.strip():
-        return Elicited(
-            begun.reasoning or "", begun.answer, False, thought.tokens, thought.finish_reason, (thought,)
-        )
-    own = _without_last(thought.tokens) if thought.ends_with_eos else thought.tokens
-    parts = [own]
-    if begun.truncated:
-        parts.append(forced(np.array(closing_ids, np.int32), k))
-    ids = prompt_ids + [int(i) for part in parts for i in part.token_ids]
-    answered = await go_on(ids, max_tokens)
-    parts.append(answered.tokens)
-    return Elicited(
-        reasoning=begun.reasoning or "",
-        answer=(begun.answer + answered.text).strip(),
-        truncated=begun.truncated,
-        tokens=concatenated(parts, np.array(prompt_ids, np.int32)),
-        finish_reason=answered.finish_reason,
-        pieces=(thought, answered),
+def reasoning_limit(elicitation: Elicitation, max_tokens: int) -> int:
+    """Tokens for the trace: never so many that nothing is left for the answer."""
+    return max(1, min(elicitation.max_reasoning_tokens, max_tokens // 2))
+
+
+async def elicit(
+    sample_index: int,
+    go_on: GoOn,
+    elicitation: Elicitation,
+    max_tokens: int,
+    ids: Forced | None,
+    eos: int | None = None,
+) -> Generation:
+    """Draw a trace and an answer. `max_tokens` bounds both together, forced tokens not counted.
+
+    `eos`: the id that ends a turn; where a trace ends with it unclosed, it is taken back. The columns begin with the
+    tokens of `BEGIN`, as the turn does; they are None where ids are not told.
+    """
+    limit = reasoning_limit(elicitation, max_tokens)
+    first = await go_on(BEGIN, None if ids is None else ids.begin, limit)
+    closed = CLOSE in first.text
+    if closed and first.finish_reason != "length":
+        return _generation(sample_index, [first], first.text, ids, first.tokens, False)
+    text, kept = first.text, first.tokens
+    if not closed:
+        text = text.rstrip() + END
+        if kept is not None and len(kept) and int(kept.token_ids[-1]) == eos:
+            kept = _without_last(kept)
+    used = len(first.tokens) if first.tokens is not None else first.usage.completion_tokens
+    rest = max(1, max_tokens - (limit if used is None else used))
+    second = await go_on(BEGIN + text, _so_far(ids, kept, closed), rest)
+    return _generation(sample_index, [first, second], text + second.text, ids, kept, not closed)
+
+
+def _without_last(columns: TokenColumns) -> TokenColumns:
+    return replace(
+        columns,
+        **{name: getattr(columns, name)[:-1] for name in columns.__slots__ if name != "prompt_ids"},
     )
 
 
-def _without_last(tokens: TokenColumns) -> TokenColumns:
-    """The end-of-turn token falls away where the turn goes on."""
-    end: Int32 = tokens.token_ids[:-1]
-    return TokenColumns(
-        token_ids=end,
-        topk_ids=tokens.topk_ids[:-1],
-        topk_logprobs=tokens.topk_logprobs[:-1],
-        sampled_logprob=tokens.sampled_logprob[:-1],
-        sampled_rank=tokens.sampled_rank[:-1],
-        tail_logmass=tokens.tail_logmass[:-1],
-        sampled=tokens.sampled[:-1],
-        prompt_ids=tokens.prompt_ids,
+def _so_far(ids: Forced | None, kept: TokenColumns | None, closed: bool) -> list[int] | None:
+    if ids is None or kept is None:
+        return None
+    return [*ids.begin, *kept.token_ids.tolist(), *([] if closed else ids.end)]
+
+
+def _generation(
+    sample_index: int,
+    pieces: list[Piece],
+    text: str,
+    ids: Forced | None,
+    kept: TokenColumns | None,
+    forced_shut: bool,
+) -> Generation:
+    last = pieces[-1]
+    split = split_reasoning(text, begun=True)
+    return Generation(
+        sample_index=sample_index,
+        answer=split.answer,
+        reasoning=(split.reasoning or "").strip(),
+        reasoning_source="elicited",
+        reasoning_truncated=forced_shut or split.truncated,
+        finish_reason=last.finish_reason,
+        tokens=_columns(pieces, ids, kept, forced_shut),
+        usage=_summed([piece.usage for piece in pieces]),
+        request_hash=_hash([piece.request_hash for piece in pieces]),
+        response_hash=_hash([piece.response_hash for piece in pieces]),
+        engine=last.engine,
+        calls=len(pieces),
+    )
+
+
+def _columns(
+    pieces: list[Piece], ids: Forced | None, kept: TokenColumns | None, forced_shut: bool
+) -> TokenColumns | None:
+    last = pieces[-1].tokens
+    if ids is None or kept is None or last is None:
+        return None
+    parts = [forced(np.array(ids.begin, np.int32), kept.k), kept]
+    if forced_shut:
+        parts.append(forced(np.array(ids.end, np.int32), kept.k))
+    if len(pieces) > 1:
+        parts.append(last)
+    return concatenated(parts)
+
+
+def _hash(hashes: list[bytes]) -> bytes:
+    """Of one call its own; of several the hash of them in order."""
+    return hashes[0] if len(hashes) == 1 else sha256(b"".join(hashes))
+
+
+def _summed(usages: list[Usage]) -> Usage:
+    """What was paid for, over all calls; unknown stays unknown."""
+
+    def total(values: list[int | None]) -> int | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    return Usage(
+        prompt_tokens=total([usage.prompt_tokens for usage in usages]),
+        completion_tokens=total([usage.completion_tokens for usage in usages]),
+        cached_tokens=total([usage.cached_tokens for usage in usages]),
     )

@@ -1,36 +1,34 @@
-"""The one HTTP seam of the drivers: bytes out, bytes in, foreign errors translated in one place.
+"""The one seam to HTTP: a request's bytes out, a reply's bytes back, foreign exceptions translated.
 
-aiohttp serves the hot path to local engines (a tenth of httpx's CPU per call at high concurrency); httpx serves API
-teachers. Redirects are never followed, answers are bounded, proxies of the environment are for API teachers only.
+Two clients behind one Protocol. aiohttp for engines near by, where calls are many and CPU counts; httpx for the APIs of
+providers. Neither follows redirects, reads proxies from the environment, retries, or connects to an address that
+`app/teachers/addresses.py` forbids: each address is judged when it is connected to.
 """
 
 import asyncio
-import email.utils
-import time
-from collections.abc import Mapping
+import ipaddress
+import math
+import socket
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
 import httpx
-import orjson
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
 
-from app.errors import (
-    MalformedAnswer,
-    PermanentTeacherError,
-    RateLimited,
-    TeacherError,
-    TeacherRefusedKey,
-    TeacherUnavailable,
-    TransientTeacherError,
-)
+from app.errors import MalformedAnswer, TransientTeacherError
+from app.teachers.addresses import TeacherAccess, check_url, judge
+from app.teachers.translation import FOREIGN, translated
 
-MAX_ANSWER_BYTES = 256 * 1024 * 1024
+MAX_ANSWER = 64 * 1024 * 1024
+_CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer of any status."""
+    """What came back, whatever its status. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -38,177 +36,203 @@ class Reply:
 
 
 class Transport(Protocol):
-    """Raises `TeacherError`s only. `deadline_s` bounds the whole exchange."""
+    """Bound to one base URL; `path` begins with a slash. `deadline`: seconds that the whole call may take.
 
-    async def request(self, method: str, path: str, body: bytes | None, deadline_s: float) -> Reply: ...
+    Raises a subclass of `TeacherError` where no whole reply came. A reply of any status is a reply: what it means
+    is said by `app.teachers.replies`.
+    """
+
+    async def post(self, path: str, body: bytes, deadline: float) -> Reply: ...
+
+    async def get(self, path: str, deadline: float) -> Reply: ...
 
     async def aclose(self) -> None: ...
 
 
-class AiohttpTransport:
-    """Made on first use, inside the event loop that will use it."""
+class _JudgingResolver(AbstractResolver):
+    """Looks names up and refuses what may not be called."""
 
-    def __init__(self, base_url: str, headers: Mapping[str, str], limit: int = MAX_ANSWER_BYTES) -> None:
-        self._base = base_url.rstrip("/")
-        self._headers = dict(headers)
-        self._limit = limit
+    def __init__(self, access: TeacherAccess) -> None:
+        self._access = access
+        self._inner = ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        found = await self._inner.resolve(host, port, family)
+        for result in found:
+            judge(ipaddress.ip_address(result["host"].partition("%")[0]), self._access)
+        return found
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class LocalTransport:
+    """aiohttp: a quarter of a millisecond of CPU per call, with any number in flight."""
+
+    def __init__(
+        self,
+        base_url: str,
+        access: TeacherAccess,
+        headers: Mapping[str, str] | None = None,
+        max_answer: int = MAX_ANSWER,
+    ) -> None:
+        self._base = check_url(base_url, access)
+        self._access = access
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **(headers or {})}
+        self._max_answer = max_answer
         self._session: aiohttp.ClientSession | None = None
 
-    async def request(self, method: str, path: str, body: bytes | None, deadline_s: float) -> Reply:
+    def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+                # Servers close idle connections after 5 s (uvicorn); one that is reused at that moment is cut.
+                connector=aiohttp.TCPConnector(
+                    limit=0, keepalive_timeout=3, resolver=_JudgingResolver(self._access)
+                ),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
                 headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-                auto_decompress=True,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent",),
             )
-        headers = {"Content-Type": "application/json"} if body is not None else None
-        try:
-            async with asyncio.timeout(deadline_s):
-                async with self._session.request(
-                    method, self._base + path, data=body, headers=headers, allow_redirects=False
-                ) as answer:
-                    length = answer.content_length
-                    if length is not None and length > self._limit:
-                        raise _too_large(self._limit)
-                    return Reply(answer.status, answer.headers, await self._read(answer))
-        except TimeoutError as error:
-            raise TransientTeacherError(f"no whole answer within {deadline_s:.3g} s") from error
-        except aiohttp.ClientError as error:
-            raise translated(error) from error
+        return self._session
 
-    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
-        if answer.content_length is not None and "Content-Encoding" not in answer.headers:
-            return await answer.read()
-        blocks, size = [], 0
-        async for block in answer.content.iter_any():
-            size += len(block)
-            if size > self._limit:
-                answer.close()
-                raise _too_large(self._limit)
-            blocks.append(block)
-        return b"".join(blocks)
+    async def post(self, path: str, body: bytes, deadline: float) -> Reply:
+        return await self._send("POST", path, body, deadline)
+
+    async def get(self, path: str, deadline: float) -> Reply:
+        return await self._send("GET", path, None, deadline)
+
+    async def _send(self, method: str, path: str, body: bytes | None, deadline: float) -> Reply:
+        try:
+            async with (
+                asyncio.timeout(_seconds(deadline)),
+                self._open().request(method, self._base + path, data=body, allow_redirects=False) as response,
+            ):
+                _check_announced(response.headers.get("Content-Length"), self._max_answer)
+                content = await _bounded(response.content.iter_any(), self._max_answer)
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return Reply(response.status, headers, content)
+        except TimeoutError as error:
+            raise _late(deadline, error) from error
+        except FOREIGN as error:
+            raise translated(error) from error
 
     async def aclose(self) -> None:
         if self._session is not None:
             await self._session.close()
+            self._session = None
 
 
-class HttpxTransport:
-    def __init__(self, base_url: str, headers: Mapping[str, str], limit: int = MAX_ANSWER_BYTES) -> None:
-        self._limit = limit
-        self._client = httpx.AsyncClient(
-            base_url=base_url.rstrip("/"),
-            headers=dict(headers),
-            follow_redirects=False,
-            timeout=httpx.Timeout(None, connect=10),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+class _JudgingTransport(httpx.AsyncBaseTransport):
+    """Connects to the address that was judged: the name is looked up once, here."""
+
+    def __init__(self, access: TeacherAccess) -> None:
+        self._access = access
+        self._inner = httpx.AsyncHTTPTransport(
+            trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64)
         )
 
-    async def request(self, method: str, path: str, body: bytes | None, deadline_s: float) -> Reply:
-        headers = {"Content-Type": "application/json"} if body is not None else None
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        name = request.url.host
         try:
-            async with asyncio.timeout(deadline_s):
-                async with self._client.stream(method, path, content=body, headers=headers) as answer:
-                    blocks, size = [], 0
-                    async for block in answer.aiter_bytes():
-                        size += len(block)
-                        if size > self._limit:
-                            raise _too_large(self._limit)
-                        blocks.append(block)
-                    return Reply(answer.status_code, answer.headers, b"".join(blocks))
+            found = await asyncio.get_running_loop().getaddrinfo(
+                name, request.url.port, type=socket.SOCK_STREAM
+            )
+        except (OSError, UnicodeError) as error:
+            raise httpx.ConnectError(f"the name {name} cannot be looked up", request=request) from error
+        addresses = [str(place[0]) for *_, place in found]
+        for address in addresses:
+            judge(ipaddress.ip_address(address.partition("%")[0]), self._access)
+        if addresses[0] != name:  # the Host header was set from the name and stays
+            request.extensions = {**request.extensions, "sni_hostname": name}
+            request.url = request.url.copy_with(host=addresses[0])
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class ApiTransport:
+    """httpx, for the APIs of providers: tens of calls in flight, compressed answers."""
+
+    def __init__(
+        self,
+        base_url: str,
+        access: TeacherAccess,
+        headers: Mapping[str, str] | None = None,
+        max_answer: int = MAX_ANSWER,
+    ) -> None:
+        self._base = check_url(base_url, access)
+        self._headers = {"Content-Type": "application/json", **(headers or {})}
+        self._max_answer = max_answer
+        self._access = access
+        self._client: httpx.AsyncClient | None = None
+
+    def _open(self) -> httpx.AsyncClient:
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                transport=_JudgingTransport(self._access),
+                timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+                headers=self._headers,
+                follow_redirects=False,
+                trust_env=False,
+            )
+        return self._client
+
+    async def post(self, path: str, body: bytes, deadline: float) -> Reply:
+        return await self._send("POST", path, body, deadline)
+
+    async def get(self, path: str, deadline: float) -> Reply:
+        return await self._send("GET", path, None, deadline)
+
+    async def _send(self, method: str, path: str, body: bytes | None, deadline: float) -> Reply:
+        try:
+            async with (
+                asyncio.timeout(_seconds(deadline)),
+                self._open().stream(method, self._base + path, content=body) as response,
+            ):
+                _check_announced(response.headers.get("Content-Length"), self._max_answer)
+                content = await _bounded(response.aiter_bytes(), self._max_answer)
+                return Reply(response.status_code, dict(response.headers), content)
         except TimeoutError as error:
-            raise TransientTeacherError(f"no whole answer within {deadline_s:.3g} s") from error
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise _late(deadline, error) from error
+        except FOREIGN as error:
             raise translated(error) from error
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
 
 
-def _too_large(limit: int) -> MalformedAnswer:
-    return MalformedAnswer(f"the answer is larger than {limit >> 20} MiB and was cut off")
+def _seconds(deadline: float) -> float | None:
+    return None if math.isinf(deadline) else max(0.0, deadline)
 
 
-# Most special first. A test proves that every error class of both libraries is met.
-TRANSLATIONS: tuple[tuple[type[Exception], type[TeacherError]], ...] = (
-    (aiohttp.InvalidURL, PermanentTeacherError),
-    (aiohttp.ClientConnectorError, TeacherUnavailable),
-    (aiohttp.ConnectionTimeoutError, TeacherUnavailable),
-    (aiohttp.ServerFingerprintMismatch, TeacherUnavailable),
-    (aiohttp.ClientError, TransientTeacherError),
-    (httpx.InvalidURL, PermanentTeacherError),
-    (httpx.UnsupportedProtocol, PermanentTeacherError),
-    (httpx.ConnectError, TeacherUnavailable),
-    (httpx.ConnectTimeout, TeacherUnavailable),
-    (httpx.ProxyError, TeacherUnavailable),
-    (httpx.HTTPError, TransientTeacherError),
-    (httpx.StreamError, TransientTeacherError),
-)
+def _late(deadline: float, error: TimeoutError) -> Exception:
+    """A connection that is not made in time is a dead teacher; an answer that is not whole in time is a slow one."""
+    if isinstance(error, FOREIGN):
+        return translated(error)
+    return TransientTeacherError(f"no whole answer within {deadline:.0f} s")
 
 
-def translated(error: Exception) -> TeacherError:
-    """A foreign error as one of ours, its class kept in the text."""
-    for foreign, own in TRANSLATIONS:
-        if isinstance(error, foreign):
-            return own(f"{type(error).__name__}: {error}")
-    return TransientTeacherError(f"{type(error).__name__}: {error}")
+def _check_announced(length: str | None, most: int) -> None:
+    if length is not None and length.isdigit() and int(length) > most:
+        raise _too_long(most)
 
 
-def checked(reply: Reply) -> Reply:
-    """The reply, if it is a success; else the error that its status means."""
-    status = reply.status
-    if status == 200:
-        return reply
-    said = _said(reply)
-    after = retry_after(reply.headers)
-    if status == 429:
-        raise RateLimited(said, retry_after=after)
-    if status in (401, 403):
-        raise TeacherRefusedKey(said)
-    if status in (408, 409, 425) or status >= 500:
-        raise TransientTeacherError(said, retry_after=after)
-    raise PermanentTeacherError(said)
+async def _bounded(chunks: AsyncIterator[bytes], most: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        if size > most:
+            raise _too_long(most)
+        parts.append(chunk)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def decoded(reply: Reply) -> dict[str, object]:
-    """The JSON object of a successful reply. Raises the status's error, or `MalformedAnswer`."""
-    checked(reply)
-    try:
-        value = orjson.loads(reply.body)
-    except orjson.JSONDecodeError as error:
-        kind = reply.headers.get("Content-Type", "no content type")
-        raise MalformedAnswer(f"the answer ({kind}) is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise MalformedAnswer(f"the answer is a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of `Retry-After` (RFC 9110 §10.2.3), as a number or a date; None where absent or unreadable."""
-    given = headers.get("Retry-After")
-    if given is None:
-        return None
-    try:
-        return max(0.0, float(given))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(given).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
-
-
-def _said(reply: Reply) -> str:
-    text = reply.body[:2000].decode("utf-8", "replace")
-    try:
-        value = orjson.loads(reply.body)
-        error = value.get("error", value) if isinstance(value, dict) else value
-        text = (
-            str(error.get("message") or error.get("detail") or text)
-            if isinstance(error, dict)
-            else str(error)
-        )
-    except orjson.JSONDecodeError:
-        pass
-    return f"HTTP {reply.status}: {text[:1000]}"
+def _too_long(most: int) -> MalformedAnswer:
+    return MalformedAnswer(f"the answer is longer than {most >> 20} MiB")

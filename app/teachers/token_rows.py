@@ -1,0 +1,85 @@
+"""Rows of logprobs, as OpenAI's chat completions and their many relatives shape them, to token columns.
+
+A row is `{"token", "logprob", "top_logprobs": [{"token", "logprob"}, …]}`. Where the ids are differs:
+llama.cpp has `id` in each entry, vLLM and its relatives spell `"token": "token_id:123"` when they are asked to, and
+OpenAI has token text only. Ids are never guessed: text only means no columns.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from app.domain.columns import Int32, TokenColumns, token_columns
+from app.errors import MalformedAnswer
+
+_PREFIX = "token_id:"
+_AFTER = len(_PREFIX)
+
+
+def columns_of_rows(
+    rows: list[dict[str, Any]], token_ids: list[int] | None, k: int, prompt_ids: Int32 | None = None
+) -> TokenColumns | None:
+    """Columns of `rows`, one per token; None where they hold token text only.
+
+    `token_ids`: the sampled ids, where the answer tells them apart from the rows. Raises `MalformedAnswer`.
+    """
+    try:
+        read = _reader(rows)
+        if read is None:
+            return None if rows else token_columns(*_empty(k), k=k, prompt_ids=prompt_ids)
+        ids = np.array([read(row) for row in rows] if token_ids is None else token_ids, dtype=np.int32)
+        if len(ids) != len(rows):
+            raise MalformedAnswer(f"the answer has {len(ids)} token ids and {len(rows)} rows of logprobs")
+        tops = [row["top_logprobs"] for row in rows]
+        candidates, logprobs = _rectangle(tops, read)
+        own = np.array([row["logprob"] for row in rows], dtype=np.float32)
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise MalformedAnswer(f"the answer's logprobs are not in a known shape: {error!r}") from error
+    return token_columns(ids, candidates, logprobs, own, k, prompt_ids)
+
+
+def _id_field(entry: dict[str, Any]) -> int:
+    identifier: int = entry["id"]
+    return identifier
+
+
+def _id_text(entry: dict[str, Any]) -> int:
+    return int(entry["token"][_AFTER:])
+
+
+def _reader(rows: list[dict[str, Any]]) -> Any:
+    if not rows:
+        return None
+    if isinstance(rows[0].get("id"), int):
+        return _id_field
+    # One token of a model's text may happen to read like this; a whole answer of them does not.
+    return _id_text if all(row["token"].startswith(_PREFIX) for row in rows) else None
+
+
+def _rectangle(tops: list[list[dict[str, Any]]], read: Any) -> tuple[Int32, np.ndarray[Any, Any]]:
+    """Ids and logprobs [T, widest row]; short rows are filled with −1 and −inf."""
+    widths = {len(top) for top in tops}
+    width = max(widths)
+    if read is _id_text:
+        flat_ids = [int(entry["token"][_AFTER:]) for top in tops for entry in top]
+    else:
+        flat_ids = [entry["id"] for top in tops for entry in top]
+    flat = [entry["logprob"] for top in tops for entry in top]
+    if len(widths) == 1:
+        shape = (len(tops), width)
+        return np.array(flat_ids, np.int32).reshape(shape), np.array(flat, np.float32).reshape(shape)
+    filled = np.arange(width) < np.array([len(top) for top in tops])[:, None]
+    ids = np.full(filled.shape, -1, np.int32)
+    logprobs = np.full(filled.shape, -np.inf, np.float32)
+    ids[filled] = flat_ids
+    logprobs[filled] = flat
+    return ids, logprobs
+
+
+def _empty(k: int) -> tuple[Int32, Int32, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    return (
+        np.zeros(0, np.int32),
+        np.zeros((0, k), np.int32),
+        np.zeros((0, k), np.float32),
+        np.zeros(0, np.float32),
+    )
