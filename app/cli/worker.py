@@ -17,8 +17,8 @@ def worker(
 ) -> None:
     """Run one worker.
 
-    Start as many as you like, on as many machines as you like: they share the database. SIGTERM (or Ctrl-C) drains it: calls in flight are finished and recorded. A second one leaves at once and still
-    loses nothing that was recorded.
+    Start as many as you like, on as many machines as you like: they share the database. SIGTERM (or Ctrl-C) drains
+    it: calls in flight are finished and recorded. A second one leaves at once and still loses nothing of that.
     """
     from workers.embedded import WORKER_COMMAND
 
