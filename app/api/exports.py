@@ -83,7 +83,9 @@ def download_file(
         str | None,
         Header(alias="Range", max_length=100, description="One range of bytes: a fetch that goes on."),
     ] = None,
-    if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
+    if_none_match: Annotated[
+        str | None, Header(max_length=1000, description="ETag of a file that you have.")
+    ] = None,
 ) -> Response:
     """The ETag is the file's SHA-256. One `Range` is honoured, so that a broken fetch can go on.
 

@@ -125,6 +125,10 @@ def list_keys(session: Reading, who: Admin, limit: Limit = 50, cursor: Cursor = 
 
 
 @router.delete("/keys/{key_id}", response_model=KeyView, tags=["keys"], summary="Revoke a key")
-def revoke_key(session: Writing, who: Admin, key_id: Annotated[str, Path(max_length=64)]) -> KeyView:
+def revoke_key(
+    session: Writing,
+    who: Admin,
+    key_id: Annotated[str, Path(max_length=64, description="Id of a key, `key_…`.")],
+) -> KeyView:
     """From the next request on it opens nothing. The last admin key of a project cannot be revoked."""
     return projects.revoke_key(session, who.project_id, key_id)

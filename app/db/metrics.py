@@ -33,7 +33,7 @@ def gauges(engine: Engine) -> Gauges:
         return Gauges(
             jobs=dict(connection.execute(select(Job.status, func.count()).group_by(Job.status)).all()),
             exports=dict(
-                connection.execute(select(Export.status, func.count()).group_by(Export.status)).tuples()
+                connection.execute(select(Export.status, func.count()).group_by(Export.status)).all()
             ),
             parked={
                 kind or "unknown": count

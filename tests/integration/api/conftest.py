@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from app.domain.columns import TokenColumns
+from app.errors import Unsupported
 from app.main import create_app
 from app.services.bootstrap import ensure_first_project
 from app.settings import Settings
+from app.teachers.base import Capabilities, GenerateRequest, Generation
 
 LOCAL = ("127.0.0.1", 50_000)
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -38,19 +42,60 @@ def rung() -> Rung:
     return Rung()
 
 
+class Canned:
+    """A teacher behind the port, for tests whose subject is not the teacher."""
+
+    def __init__(self, found: Capabilities) -> None:
+        self._found = found
+
+    async def capabilities(self) -> Capabilities:
+        return self._found
+
+    async def generate(self, request: GenerateRequest) -> list[Generation]:
+        raise Unsupported("this one only tells what it can do")
+
+    async def score(self, prompt_ids: list[int], token_ids: list[int], top_logprobs: int) -> TokenColumns:
+        raise Unsupported("this one only tells what it can do")
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
 @pytest.fixture
 def app(settings: Settings, rung: Rung) -> Iterator[FastAPI]:
+    """The service; its teachers can be registered, whatever they are said to be. `real_app` has the real drivers."""
     made = create_app(settings, rung)
+    given = made.state.resources
+    made.state.resources = replace(given, open_teacher=lambda spec: Canned(Capabilities(reachable=True)))
     yield made
     made.state.resources.engine.dispose()
 
 
 @pytest.fixture
-def api(app: FastAPI, settings: Settings) -> Iterator[TestClient]:
+def real_app(settings: Settings, rung: Rung) -> Iterator[FastAPI]:
+    made = create_app(settings, rung)
+    yield made
+    made.state.resources.engine.dispose()
+
+
+@contextmanager
+def administering(app: FastAPI, settings: Settings) -> Iterator[TestClient]:
     """A client with the first admin key, on this machine."""
     ensure_first_project(app.state.resources.engine, settings.key_file, settings.default_license)
     with TestClient(app, client=LOCAL, raise_server_exceptions=False) as client:
         client.headers["Authorization"] = f"Bearer {settings.key_file.read_text().strip()}"
+        yield client
+
+
+@pytest.fixture
+def api(app: FastAPI, settings: Settings) -> Iterator[TestClient]:
+    with administering(app, settings) as client:
+        yield client
+
+
+@pytest.fixture
+def real_api(real_app: FastAPI, settings: Settings) -> Iterator[TestClient]:
+    with administering(real_app, settings) as client:
         yield client
 
 

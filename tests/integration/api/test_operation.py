@@ -49,6 +49,8 @@ def test_a_database_that_is_away_is_unready(tmp_path: Path) -> None:
 
 
 def test_a_broker_that_is_away_only_degrades(settings: Settings, made: Made, broker_url: str) -> None:
+    made.teacher()
+
     def readiness(url: str) -> dict[str, str]:
         app = create_app(Settings.model_validate({**settings.model_dump(), "broker_url": url}))
         ensure_first_project(app.state.resources.engine, settings.key_file, None)
