@@ -25,6 +25,7 @@ from app.api.edge import Edge
 from app.api.metrics import Metrics
 from app.api.parameters import no_unknown_parameters
 from app.api.resources import Resources
+from app.api.stopping import Stopping
 from app.api.waking import Waker
 from app.broker import celery_app, problem_of, wake_through
 from app.db.session import connect
@@ -70,6 +71,7 @@ def create_app(settings: Settings, wake: Wake | None = None) -> FastAPI:
         wake=made.state.waker,
         broker_problem=broker_problem,
         open_teacher=_open_teacher(settings),
+        stopping=Stopping(),
         shard_size=settings.engine.shard_size,
         max_body_bytes=settings.max_body_bytes,
     )
@@ -88,7 +90,8 @@ def from_environment() -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    yield
+    with app.state.resources.stopping.listening():
+        yield
     app.state.waker.stop()
     app.state.resources.engine.dispose()
 

@@ -49,6 +49,8 @@ async def _events(given: Resources, who: Caller, job: JobView) -> AsyncIterator[
         if ended:
             return
         await asyncio.sleep(EVERY_SECONDS)
+        if given.stopping():
+            return  # the client asks again, and finds the server that comes after this one
         number += 1
         try:
             job = await run_in_threadpool(_read, given, who.project_id, job.id)

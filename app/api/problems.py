@@ -165,7 +165,7 @@ def _validation_error(request: Request, error: Exception) -> Response:
 
 def _fault(error: Mapping[str, Any]) -> dict[str, object]:
     place, *path = error["loc"]
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Tuple should have", "List should have")
     if error["type"] == "extra_forbidden":
         message = "there is no such field"
     if error["type"] == "json_invalid":

@@ -6,6 +6,7 @@ from typing import cast
 from fastapi import Request
 from sqlalchemy import Engine
 
+from app.api.stopping import Stopping
 from app.services.ports import BrokerProblem, OpenTeacher, Wake
 from app.storage.places import Storage
 
@@ -17,6 +18,7 @@ class Resources:
     wake: Wake
     broker_problem: BrokerProblem
     open_teacher: OpenTeacher
+    stopping: Stopping
     shard_size: int
     max_body_bytes: int
 

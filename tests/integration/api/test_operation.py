@@ -1,6 +1,7 @@
 """Health, readiness, metrics, events."""
 
 import json
+import signal
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.fixtures.processes import free_port
 
 from .answering import work_off
 from .conftest import LOCAL, Made
+from .server import serving
 
 
 def test_ready(api: TestClient) -> None:
@@ -135,3 +137,16 @@ def test_events_of_a_job_that_has_ended_end_at_once(api: TestClient, made: Made)
     assert answer.text.startswith("event: ended\nid: 0\ndata: {")
     assert answer.text.count("event:") == 1
     assert api.get("/v1/jobs/none/events").status_code == 404
+
+
+def test_a_server_that_is_told_to_stop_ends_its_streams(
+    api: TestClient, made: Made, settings: Settings, tmp_path: Path
+) -> None:
+    job = made.job()["id"]
+    with serving(settings, tmp_path, settings.key_file.read_text().strip()) as server:
+        with server.client.stream("GET", f"/v1/jobs/{job}/events") as answer:
+            pieces = answer.iter_bytes()
+            assert next(pieces).startswith(b"event: progress")
+            server.process.terminate()
+            assert b"ended" not in b"".join(pieces)
+        assert server.process.wait(10) in (0, -signal.SIGTERM)
