@@ -21,6 +21,7 @@ from app.teachers import embedded_model, llama_cpp
 from app.teachers.addresses import TeacherAccess
 from app.teachers.base import Capabilities, GenerateRequest, Generation, TeacherSpec, Turn, Usage
 from app.teachers.elicit import BEGIN, END, Forced, Piece, elicit, instructed
+from app.teachers.embedded_shots import with_shots
 from app.teachers.gguf_metadata import read_metadata
 from app.teachers.replies import json_of
 from app.teachers.token_rows import columns_of_rows
@@ -99,9 +100,9 @@ class EmbeddedTeacher:
 
     async def _sample(self, request: GenerateRequest, index: int) -> Generation:
         sampling = request.sampling.for_sample(index)
-        messages = (
-            request.messages if request.elicit is None else instructed(request.messages, request.elicit)
-        )
+        messages = request.messages
+        if request.elicit is not None:
+            messages = with_shots(instructed(messages, request.elicit))
         prompt = await self._prompt_ids(messages)
         room = llama_cpp.CONTEXT - len(prompt) - 1
         if room < 1:

@@ -57,8 +57,8 @@ def _load(model: Path, key: str) -> RunningEngine:
     params.n_ctx = SLOTS * CONTEXT
     params.kv_unified = False
     for threads in (params.cpuparams, params.cpuparams_batch):
-        threads.n_threads = min(2, os.cpu_count() or 1)
-        threads.poll = 0  # threads that spin while they wait take the cores from everybody else
+        threads.n_threads = max(1, min(4, (os.cpu_count() or 2) - 1))
+        threads.poll = 0
     params.n_threads_http = 4 * SLOTS
     params.n_gpu_layers = 0
     params.cache_ram_mib = 0
