@@ -2,7 +2,6 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
@@ -105,10 +104,10 @@ def test_keys_of_two_projects_do_not_meet(app: FastAPI, api: TestClient) -> None
     assert theirs.json()["id"] != mine
 
 
-@pytest.mark.parametrize("key", ["", "two words", "x" * 256])
-def test_a_key_must_be_a_word(api: TestClient, key: str) -> None:
-    answer = api.post("/v1/prompt-sets", json={"name": "x"}, headers={"Idempotency-Key": key})
-    assert answer.status_code == 422
+def test_a_key_must_be_a_word(api: TestClient) -> None:
+    for key in ("", "two words", "x" * 256):
+        answer = api.post("/v1/prompt-sets", json={"name": "x"}, headers={"Idempotency-Key": key})
+        assert answer.status_code == 422, key
 
 
 def test_the_memory_is_in_the_transaction_that_creates(app: FastAPI, api: TestClient) -> None:

@@ -145,10 +145,10 @@ def test_pages_and_filters(api: TestClient, made: Made) -> None:
     assert [job["id"] for job in api.get("/v1/jobs", params={"status": "paused"}).json()["items"]] == [ids[3]]
 
 
-@pytest.mark.parametrize("cursor", ["x", "e30", "WzFd", "é", "WyJwcm9tcHRzIiwwXQ"])
-def test_a_cursor_of_anything_else_is_refused(api: TestClient, cursor: str) -> None:
-    answer = api.get("/v1/jobs", params={"cursor": cursor})
-    assert (answer.status_code, answer.json()["type"]) == (400, "urn:retort:problem:invalid-cursor")
+def test_a_cursor_of_anything_else_is_refused(api: TestClient) -> None:
+    for cursor in ("x", "e30", "WzFd", "é", "WyJwcm9tcHRzIiwwXQ"):
+        answer = api.get("/v1/jobs", params={"cursor": cursor})
+        assert (answer.status_code, answer.json()["type"]) == (400, "urn:retort:problem:invalid-cursor")
 
 
 def test_verbs_and_the_moves_that_are_none(api: TestClient, made: Made) -> None:

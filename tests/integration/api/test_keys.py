@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
@@ -30,16 +29,12 @@ def test_the_first_key_is_in_a_private_file_and_made_once(
     assert api.get("/v1/project").json()["name"] == "default"
 
 
-@pytest.mark.parametrize(
-    "client", [("10.0.0.7", 1), ("::ffff:10.0.0.7", 1), ("fe80::1", 1), ("testclient", 1)], ids=lambda c: c[0]
-)
-def test_the_first_key_works_on_this_machine_only(
-    app: FastAPI, api: TestClient, settings: Settings, client: tuple[str, int]
-) -> None:
+def test_the_first_key_works_on_this_machine_only(app: FastAPI, api: TestClient, settings: Settings) -> None:
     secret = settings.key_file.read_text().strip()
-    assert asking(app, secret, client).get("/v1/project").status_code == 403
+    for far in ("10.0.0.7", "::ffff:10.0.0.7", "fe80::1", "testclient"):
+        assert asking(app, secret, (far, 1)).get("/v1/project").status_code == 403, far
     for local in ("127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"):
-        assert asking(app, secret, (local, 1)).get("/v1/project").status_code == 200
+        assert asking(app, secret, (local, 1)).get("/v1/project").status_code == 200, local
 
 
 def test_a_proxy_on_this_machine_does_not_make_its_clients_local(api: TestClient) -> None:
@@ -47,12 +42,12 @@ def test_a_proxy_on_this_machine_does_not_make_its_clients_local(api: TestClient
         assert api.get("/v1/project", headers={header: "127.0.0.1"}).status_code == 403
 
 
-@pytest.mark.parametrize("header", [None, "Bearer", "Bearer x", "Bearer rtk_wrong", "Basic cnRrX3g6eA=="])
-def test_without_a_known_key_nothing_is_told(app: FastAPI, api: TestClient, header: str | None) -> None:
-    client = TestClient(app, client=LOCAL, headers={} if header is None else {"Authorization": header})
-    answer = client.get("/v1/jobs")
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"] == "Bearer"
+def test_without_a_known_key_nothing_is_told(app: FastAPI, api: TestClient) -> None:
+    for header in (None, "Bearer", "Bearer x", "Bearer rtk_wrong", "Basic cnRrX3g6eA=="):
+        client = TestClient(app, client=LOCAL, headers={} if header is None else {"Authorization": header})
+        answer = client.get("/v1/jobs")
+        assert answer.status_code == 401, header
+        assert answer.headers["www-authenticate"] == "Bearer"
 
 
 def test_roles(app: FastAPI, api: TestClient, made: Made) -> None:
