@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import MEDIA_TYPE, problem_body
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 # Called with method, route template, status and seconds.
 Observe = Callable[[str, str, int, float], None]
 
+_CLIENT_LEFT = 499  # in metrics only: nobody is there to be answered
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _STRICT = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
@@ -71,6 +73,9 @@ class Edge:
                     return
                 receive = self._counting(receive)
             await self._app(scope, receive, sending)
+        except ClientDisconnect:
+            status = _CLIENT_LEFT
+            log.info("request %s: the client left before its answer", scope["request_id"])
         except Exception as error:
             log.exception("request %s broke", scope["request_id"], exc_info=error)
             if status:

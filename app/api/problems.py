@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -134,6 +134,7 @@ def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
     for unavailable in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(unavailable, _database_error)
     app.add_exception_handler(DataError, _data_error)
+    app.add_exception_handler(IntegrityError, _integrity_error)
 
 
 def _domain_error(request: Request, error: Exception) -> Response:
@@ -206,3 +207,12 @@ def _data_error(request: Request, error: Exception) -> Response:
     )
     detail = "a value cannot be stored: text may not contain the character U+0000"
     return problem(request, "invalid-input", 422, detail)
+
+
+def _integrity_error(request: Request, error: Exception) -> Response:
+    """What a service checked was changed by someone else before the write."""
+    log.warning("request %s met another one: %s", request.scope.get("request_id"), error)
+    detail = (
+        "another request changed something that this one needs at the same moment: read again, and ask again"
+    )
+    return problem(request, "conflict", 409, detail)

@@ -105,12 +105,13 @@ def cancel(session: Session, project_id: str, job_id: str) -> JobView:
 
 def resume(session: Session, project_id: str, job_id: str) -> JobView:
     """Go on after a pause, or try a parked job's teachers at once."""
+    _found(session, project_id, job_id)
+    rows.unpark(session, job_id)  # the engine locks lanes before their job: so do we
     status = _locked(session, project_id, job_id)
     wanted = JobStatus.RUNNING if rows.has_begun(session, job_id) else JobStatus.READY
     if status not in (JobStatus.READY, JobStatus.RUNNING):
         check_move(status, wanted)
         rows.set_status(session, job_id, wanted, None)
-    rows.unpark(session, job_id)
     session.expire_all()
     return get(session, project_id, job_id)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -327,6 +328,10 @@ def test_after_a_cut_connection_the_same_key_goes_on(
             answer = send(server.client, set_id, b"".join(rows_until(10_000)), headers, seal=True)
         assert answer.status_code == 200, answer.text
         made = answer.json()
+        left = re.search(
+            r'retort_http_requests_total{.*status="499"} 1.0', server.client.get("/metrics").text
+        )
+        assert left is not None
     assert (made["n_added"], made["through_line"]) == (10_000, 10_000)
     assert (made["prompt_set"]["n_prompts"], made["prompt_set"]["sealed"]) == (10_000, True)
 

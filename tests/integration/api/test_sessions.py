@@ -34,7 +34,7 @@ def test_a_commit_that_fails_is_not_told_as_a_success(app: FastAPI) -> None:
 
     with TestClient(app, client=LOCAL, raise_server_exceptions=False) as client:
         answer = client.post("/fail-at-commit")
-    assert answer.status_code == 500
+    assert answer.status_code == 409
     assert "must not reach" not in answer.text
     assert told == []
 
