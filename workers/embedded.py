@@ -208,20 +208,24 @@ def _beats(database: Engine, pid: int | None) -> bool:
         return bool(connection.execute(alive).scalar_one())
 
 
+def embedded_teacher() -> NewTeacher:
+    """The small real teacher that comes with Retort, as it is registered."""
+    return NewTeacher(
+        name=TEACHER,
+        driver="embedded",
+        model=embedded_model.MODEL,
+        revision=embedded_model.REVISION,
+        access_route="weights",
+        license=embedded_model.LICENSE,
+    )
+
+
 def _register_embedded(database: Engine, project_id: str) -> None:
     with session(database, writes=True) as work:
         try:
             teachers.get(work, project_id, TEACHER)
         except NotFound:
-            new = NewTeacher(
-                name=TEACHER,
-                driver="embedded",
-                model=embedded_model.MODEL,
-                revision=embedded_model.REVISION,
-                access_route="weights",
-                license=embedded_model.LICENSE,
-            )
-            teachers.register(work, project_id, new, lambda spec: None)
+            teachers.register(work, project_id, embedded_teacher())
 
 
 def run(settings: Settings, leashed: bool = False) -> int:

@@ -1,85 +1,118 @@
 """One completion for a person to enjoy: prompt, reasoning, answer, and what the teacher nearly said instead."""
 
 import math
-from typing import Any
+import re
 
 from rich.console import Console
-from rich.markup import escape
+from rich.padding import Padding
+from rich.rule import Rule
 from rich.table import Table
+from rich.text import Text
 
 from app.client import RetortClient
+from app.services.completions import CompletionOut, TokensView
+from app.services.job_views import JobView
 from app.teachers.embedded import token_texts
 
-_TOKENS, _ALTERNATIVES = 8, 4
+_TOKENS, _ALTERNATIVES, _BAR = 10, 4, 12
+_LIKED_LENGTH = 160  # characters of trace and answer together
+
+_SPEAKERS = {"system": "System", "user": "Prompt", "assistant": "Before"}
 
 
-def show_example(api: RetortClient, job: dict[str, Any], console: Console) -> None:
-    """Print the best example: a reference answer that was met, a trace, and little text."""
+def show_example(api: RetortClient, job: JobView, console: Console) -> None:
+    """Print the most charming completion of the job, by rule."""
     references = {
-        prompt["number"]: str(prompt["reference"])
-        for prompt in api.pages(f"/v1/prompt-sets/{job['prompt_set']}/prompts")
-        if prompt.get("reference") is not None
+        prompt.number: str(prompt.reference)
+        for prompt in api.prompts(job.prompt_set)
+        if prompt.reference is not None
     }
-    rows = [row for row in api.completions(job["id"], include="prompt") if row["status"] == "completed"]
-    if not rows:
-        console.print("No completion succeeded; `retort jobs failures` says why.")
-        return
-    row = min(rows, key=lambda row: _charm(row, references.get(row["prompt_number"])))
-    with_tokens = next(
-        found
-        for found in api.completions(job["id"], include="tokens", prompt_number=row["prompt_number"])
-        if found["sample_index"] == row["sample_index"]
+    rows = list(api.completions(job.id, status="completed", include="prompt"))
+    row = min(rows, key=lambda row: charm(row, references.get(row.prompt_number)))
+    reference = references.get(row.prompt_number)
+    met = reference is not None and says(row.answer, reference)
+    console.print()
+    console.print(Rule("one example" + (f", which meets its reference answer ({reference})" if met else "")))
+    for message in row.messages or ():
+        _paragraph(console, _SPEAKERS.get(str(message["role"]), "Prompt"), str(message["content"]))
+    if row.reasoning:
+        cut = ", cut off" if row.reasoning_truncated else ""
+        _paragraph(console, f"Reasoning ({row.reasoning_source}{cut})", row.reasoning, "italic")
+    _paragraph(console, "Answer", row.answer or "", "bold green")
+    tokens = next(
+        found.tokens
+        for found in api.completions(job.id, prompt_number=row.prompt_number, include="tokens", limit=100)
+        if (found.teacher, found.sample_index) == (row.teacher, row.sample_index)
     )
-    console.rule("[bold]one example")
-    for message in row["messages"]:
-        console.print(f"[bold]{message['role']}[/]: {escape(str(message['content']))}")
-    if row["reasoning"]:
-        cut = " (cut off)" if row["reasoning_truncated"] else ""
-        console.print(
-            f"\n[bold]reasoning[/] ({row['reasoning_source']}{cut}): [dim]{escape(row['reasoning'])}[/]"
-        )
-    console.print(f"\n[bold]answer[/]: {escape(row['answer'])}\n")
-    if with_tokens["tokens"] is not None:
-        console.print(_table(with_tokens["tokens"]))
+    if tokens is not None:
+        console.print()
+        console.print(token_table(tokens))
 
 
-def _charm(row: dict[str, Any], reference: str | None) -> tuple[bool, bool, bool, int]:
-    """Smaller is nicer: the reference is met, there is a whole trace, the answer is there and all of it is short."""
-    met = reference is not None and reference.lower() in (row["answer"] or "").lower()
-    whole = bool(row["reasoning"]) and not row["reasoning_truncated"] and row["finish_reason"] == "stop"
-    length = len(row["answer"] or "") + len(row["reasoning"] or "")
-    return (not met, not whole, not row["answer"], abs(length - 300))
+def charm(row: CompletionOut, reference: str | None) -> tuple[bool, bool, bool, bool, int]:
+    """Smaller is nicer: answer and trace both come to the reference, the trace ended by itself, all of it is short."""
+    answer, trace = row.answer or "", row.reasoning or ""
+    met = reference is not None and says(answer, reference)
+    reasoned = reference is not None and says(trace, reference)
+    whole = bool(trace) and not row.reasoning_truncated and row.finish_reason == "stop"
+    return (not met, not reasoned, not whole, not answer, abs(len(answer) + len(trace) - _LIKED_LENGTH))
 
 
-def _table(tokens: dict[str, Any]) -> Table:
-    shown = [i for i, drawn in enumerate(tokens["sampled"]) if drawn][:_TOKENS]
-    wanted = {tokens["token_ids"][i] for i in shown}
-    wanted |= {
-        identifier
-        for i in shown
-        for identifier in tokens["topk_ids"][i][: _ALTERNATIVES + 1]
-        if identifier >= 0
-    }
-    text = token_texts(sorted(wanted))
-    table = Table(title=f"the first {len(shown)} tokens and what nearly stood there", title_justify="left")
-    table.add_column("token")
-    table.add_column("probability", justify="right")
-    table.add_column("likeliest alternatives")
+def says(text: str | None, reference: str) -> bool:
+    """Whether the reference stands in a text as a word of its own."""
+    return re.search(rf"(?<![\w.,]){re.escape(reference)}(?!\w)", text or "", re.IGNORECASE) is not None
+
+
+def token_table(tokens: TokensView) -> Table:
+    """The first tokens that were drawn, each with its probability and its likeliest alternatives."""
+    shown = [i for i, drawn in enumerate(tokens.sampled) if drawn][:_TOKENS]
+    text = token_texts(
+        sorted({token for i in shown for token in (tokens.token_ids[i], *tokens.topk_ids[i]) if token >= 0})
+    )
+    made = Table(
+        title=f"Its first {len(shown)} tokens, and what nearly stood there",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
+    made.add_column("token")
+    made.add_column("probability", min_width=_BAR + 5)
+    made.add_column("likeliest alternatives", overflow="ellipsis", no_wrap=True)
     for i in shown:
-        own = tokens["token_ids"][i]
-        others = [
-            f"{_shown(text[identifier])} {math.exp(lp):.0%}"
-            for identifier, lp in zip(tokens["topk_ids"][i], tokens["topk_logprobs"][i], strict=True)
-            if identifier >= 0 and identifier != own and lp is not None
+        own = tokens.token_ids[i]
+        others = Text()
+        pairs = zip(tokens.topk_ids[i], tokens.topk_logprobs[i], strict=True)
+        alternatives = [
+            (token, math.exp(lp)) for token, lp in pairs if token not in (own, -1) and lp is not None
         ]
-        probability = tokens["sampled_logprob"][i]
-        table.add_row(
-            _shown(text[own]),
-            "–" if probability is None else f"{math.exp(probability):.0%}",
-            "   ".join(others[:_ALTERNATIVES]),
+        for token, probability in alternatives[:_ALTERNATIVES]:
+            others.append(visible(text[token]))
+            others.append(f" {percent(probability)}   ", "dim")
+        logprob = tokens.sampled_logprob[i]
+        made.add_row(
+            Text(visible(text[own]), "bold"), _bar(0.0 if logprob is None else math.exp(logprob)), others
         )
-    return table
+    return made
 
 
-def _shown(text: str) -> str:
-    return escape(repr(text)[1:-1].replace(" ", "␣") or "∅")
+def visible(text: str) -> str:
+    """Spaces and line ends made visible."""
+    return text.replace(" ", "·").replace("\n", "↵").replace("\t", "⇥") or "∅"
+
+
+def percent(probability: float) -> str:
+    return "<1%" if 0 < probability < 0.005 else f"{probability:.0%}"
+
+
+def _bar(probability: float) -> Text:
+    eighths = round(probability * _BAR * 8)
+    bar = "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
+    return Text.assemble((bar.ljust(_BAR), "green"), f" {percent(probability):>4}")
+
+
+def _paragraph(console: Console, label: str, text: str, style: str = "") -> None:
+    console.print()
+    console.print(Text(label, "bold cyan"))
+    console.print(Padding(Text(text, style), (0, 0, 0, 2)))
