@@ -14,7 +14,8 @@ from celery import Celery
 from app.broker import wake_through
 from app.db.session import connect
 from app.services.generate.calls import RetryPolicy
-from app.services.generate.engine import EngineConfig, GenerationEngine
+from app.services.generate.config import EngineConfig
+from app.services.generate.engine import GenerationEngine
 from app.settings import Settings
 from app.storage.places import open_storage
 from app.teachers import TeacherAccess, build
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class WorkerProcess:
-    """Starts and stops the threads of a worker. A thread that dies takes the process with it: the supervisor sees it."""
+    """Starts and stops the threads of a worker. A thread that dies takes the process with it."""
 
     def __init__(self, settings: Settings, celery: Celery) -> None:
         self.worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"

@@ -19,7 +19,7 @@ _EXAMPLES: Any = {
         "value": {
             "name": "small",
             "driver": "embedded",
-            "model": "SmolLM2-135M-Instruct",
+            "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
             "license": "Apache-2.0",
             "access_route": "weights",
         }
@@ -27,9 +27,10 @@ _EXAMPLES: Any = {
     "a vLLM server": {
         "value": {
             "name": "qwen",
-            "driver": "vllm",
+            "driver": "openai",
             "model": "Qwen/Qwen3-32B",
             "base_url": "http://127.0.0.1:8000/v1",
+            "options": {"provider": "vllm"},
             "license": "Apache-2.0",
             "max_in_flight": 256,
         }
@@ -56,7 +57,7 @@ def register_teacher(
     ```sh
     curl -s http://127.0.0.1:8321/v1/teachers -H "Authorization: Bearer $RETORT_API_KEY" \\
       -H 'Content-Type: application/json' \\
-      -d '{"name": "small", "driver": "embedded", "model": "SmolLM2-135M-Instruct", "license": "Apache-2.0"}'
+      -d '{"name": "small", "driver": "embedded", "model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "Apache-2.0"}'
     ```
     """
     who = once.caller

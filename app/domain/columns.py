@@ -55,7 +55,11 @@ def token_columns(
     Raises `MalformedAnswer` for NaN, a positive logprob, or arrays whose lengths disagree.
     """
     t = token_ids.shape[0]
-    if candidate_ids.shape != candidate_logprobs.shape or candidate_ids.shape[0] != t or sampled_logprob.shape != (t,):
+    if (
+        candidate_ids.shape != candidate_logprobs.shape
+        or candidate_ids.shape[0] != t
+        or sampled_logprob.shape != (t,)
+    ):
         raise MalformedAnswer(
             f"token columns disagree: {t} tokens, candidates {candidate_ids.shape} and {candidate_logprobs.shape}"
         )
@@ -73,7 +77,9 @@ def token_columns(
     ids, lp = _distinct_descending(ids, lp)
     ids, lp = _padded(ids[:, :k], lp[:, :k], k)
     hit = (ids == token_ids[:, None]) & (ids >= 0)
-    found = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0).astype(np.int32) if k else np.zeros(t, np.int32)
+    found = (
+        np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0).astype(np.int32) if k else np.zeros(t, np.int32)
+    )
     if rank is not None:
         found = np.where(found == 0, rank.astype(np.int32), found).astype(np.int32)
     return TokenColumns(
@@ -137,7 +143,8 @@ def tail_logmass(logprobs: Float32) -> Float32:
     mass = np.exp(logprobs.astype(np.float64)).sum(axis=1)
     rest = np.clip(1.0 - mass, 0.0, 1.0)
     with np.errstate(divide="ignore"):
-        return np.log(rest).astype(np.float32)
+        found: Float32 = np.log(rest).astype(np.float32)
+    return found
 
 
 def _distinct_descending(ids: Int32, lp: Float32) -> tuple[Int32, Float32]:

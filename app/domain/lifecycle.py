@@ -20,11 +20,17 @@ ENDED = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
 CLAIMABLE = frozenset({JobStatus.READY, JobStatus.RUNNING})
 
 _MOVES: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.READY: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.PARKED, JobStatus.CANCELLED, JobStatus.FINALIZING}),
-    JobStatus.RUNNING: frozenset({JobStatus.PAUSED, JobStatus.PARKED, JobStatus.FINALIZING, JobStatus.CANCELLED}),
+    JobStatus.READY: frozenset(
+        {JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.PARKED, JobStatus.CANCELLED, JobStatus.FINALIZING}
+    ),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.PAUSED, JobStatus.PARKED, JobStatus.FINALIZING, JobStatus.CANCELLED}
+    ),
     JobStatus.PAUSED: frozenset({JobStatus.READY, JobStatus.RUNNING, JobStatus.CANCELLED}),
     JobStatus.PARKED: frozenset({JobStatus.READY, JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED}),
-    JobStatus.FINALIZING: frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.RUNNING}),
+    JobStatus.FINALIZING: frozenset(
+        {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.RUNNING}
+    ),
     JobStatus.COMPLETED: frozenset({JobStatus.RUNNING}),  # retry of failed rows
     JobStatus.FAILED: frozenset({JobStatus.RUNNING}),
     JobStatus.CANCELLED: frozenset(),
@@ -35,7 +41,9 @@ def check_move(current: JobStatus, wanted: JobStatus) -> None:
     """Raises `IllegalTransition` where a job cannot go from one status to the other."""
     if wanted not in _MOVES[current]:
         allowed = ", ".join(sorted(_MOVES[current])) or "nothing: this status is final"
-        raise IllegalTransition(f"a job that is {current} cannot become {wanted}; from here it can become: {allowed}")
+        raise IllegalTransition(
+            f"a job that is {current} cannot become {wanted}; from here it can become: {allowed}"
+        )
 
 
 class ShardStatus(StrEnum):

@@ -41,14 +41,22 @@ class Prompt(BaseModel):
 
     prompt: str | None = Field(None, min_length=1, description="Short for one user message.")
     messages: tuple[Message, ...] | None = Field(None, min_length=1, max_length=1000)
-    custom_id: str | None = Field(None, max_length=256, description="Your own name for the row; kept, not used.")
+    custom_id: str | None = Field(
+        None, max_length=256, description="Your own name for the row; kept, not used."
+    )
     license: str | None = Field(None, max_length=512, description="SPDX expression, for example `CC-BY-4.0`.")
     source: str | None = Field(None, max_length=1024, description="Where the prompt comes from.")
-    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="Anything; can be filtered on at export.")
+    metadata: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Anything; can be filtered on at export."
+    )
     reference: JsonValue = Field(None, description="A reference answer, where one is known.")
-    parameters: SamplingOverrides | None = Field(None, description="Sampling parameters of this prompt alone.")
+    parameters: SamplingOverrides | None = Field(
+        None, description="Sampling parameters of this prompt alone."
+    )
     tools: list[dict[str, JsonValue]] | None = Field(None, max_length=256)
-    response_schema: dict[str, JsonValue] | None = Field(None, description="JSON Schema that the answer must follow.")
+    response_schema: dict[str, JsonValue] | None = Field(
+        None, description="JSON Schema that the answer must follow."
+    )
     teacher: str | None = Field(None, max_length=128, description="Only this teacher of the job answers it.")
 
     @model_validator(mode="after")
@@ -56,7 +64,9 @@ class Prompt(BaseModel):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either `prompt` (a string) or `messages` (a list of messages)")
         if self.messages is not None and self.messages[-1].role not in ("user", "tool"):
-            raise ValueError(f"the last message must be of role 'user' or 'tool', not {self.messages[-1].role!r}")
+            raise ValueError(
+                f"the last message must be of role 'user' or 'tool', not {self.messages[-1].role!r}"
+            )
         return self
 
     def turns(self) -> list[dict[str, JsonValue]]:
@@ -71,7 +81,9 @@ class StoredPrompt(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    body: bytes  # canonical JSON of everything asked: messages, tools, response_schema, parameters, reference …
+    body: (
+        bytes  # canonical JSON of everything asked: messages, tools, response_schema, parameters, reference …
+    )
     content_hash: bytes
     license: str
     license_assumed: bool  # True where the row gave none

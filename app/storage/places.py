@@ -74,10 +74,6 @@ def open_storage(url: str) -> Storage:
         return LocalFolder(Path(url))
     if scheme == "file":
         return LocalFolder(Path(rest))
-    if scheme == "s3":
-        from app.storage.buckets import Bucket
-
-        return Bucket(url)
     raise StorageError(f"storage cannot be at {url!r}: give a folder, file:///path or s3://bucket/prefix")
 
 
@@ -158,7 +154,9 @@ class LocalFolder:
                 raise
             _sync_folder(final.parent)
         except OSError as error:
-            raise StorageError(f"{path} cannot be written under {self._root}: {error.strerror or error}") from error
+            raise StorageError(
+                f"{path} cannot be written under {self._root}: {error.strerror or error}"
+            ) from error
         return hashing.written()
 
     def open(self, path: str) -> IO[bytes]:

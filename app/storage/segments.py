@@ -92,7 +92,8 @@ def segment_metadata(storage: Storage, path: str) -> dict[str, JsonValue]:
 def verify_segment(storage: Storage, path: str, sha256: bytes) -> None:
     """Raises `StorageError` unless the file's bytes are the ones that were committed."""
     with storage.open(path) as file:
-        found = hashlib.file_digest(file, "sha256").digest()
+        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type] # every reader here has readinto
+    found = digest.digest()
     if found != sha256:
         raise StorageError(f"segment {path} is damaged: SHA-256 {found.hex()} instead of {sha256.hex()}")
 
@@ -157,7 +158,9 @@ def round_to_fp16(values: "np.ndarray[Any, np.dtype[np.float32]]") -> "np.ndarra
 def _rounded(table: pa.Table) -> pa.ChunkedArray:
     lists = [
         pa.ListArray.from_arrays(
-            chunk.offsets, pa.array(round_to_fp16(chunk.values.to_numpy())), type=SCHEMA.field("topk_logprobs").type
+            chunk.offsets,
+            pa.array(round_to_fp16(chunk.values.to_numpy())),
+            type=SCHEMA.field("topk_logprobs").type,
         )
         for chunk in table.column("topk_logprobs").chunks
     ]

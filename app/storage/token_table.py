@@ -68,7 +68,9 @@ def token_table(rows: Sequence[tuple[int, int, TokenColumns]]) -> pa.Table:
     for name in ("topk_ids", "topk_logprobs"):
         flat = np.concatenate([getattr(c, name).reshape(-1) for c in columns])
         arrays[name] = _lists(name, candidate_offsets, flat)
-    arrays["prompt_ids"] = _lists("prompt_ids", prompt_offsets, np.concatenate([c.prompt_ids for c in columns]))
+    arrays["prompt_ids"] = _lists(
+        "prompt_ids", prompt_offsets, np.concatenate([c.prompt_ids for c in columns])
+    )
     return pa.Table.from_arrays([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
 
 

@@ -1,6 +1,6 @@
 """What a teacher is to the engine: a Protocol of few methods, and the typed values that cross it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from pydantic import JsonValue
@@ -91,6 +91,9 @@ class Capabilities:
             "tokenizer_sha256": self.tokenizer_sha256,
             "chat_template_sha256": self.chat_template_sha256,
         }
+
+    def as_json(self) -> dict[str, JsonValue]:
+        return {**asdict(self), "problems": list(self.problems)}
 
 
 class Teacher(Protocol):

@@ -1,7 +1,7 @@
 """Three worked turns that stand before a prompt from which the embedded teacher is to reason.
 
-An instruction alone does not make so small a model close a trace: in the demo's prompts it closed none of 13, with these
-turns 8, and its answers keep to the question. Our own writing.
+An instruction alone does not make so small a model close a trace: of 13 demo prompts it closed none, with these
+turns it closed 8, and its answers keep to the question. Our own writing.
 """
 
 from app.domain.reasoning import CLOSE

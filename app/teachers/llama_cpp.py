@@ -5,7 +5,6 @@ generating for nobody; a function call could not be taken back.
 """
 
 import ctypes
-import os
 import secrets
 import threading
 from dataclasses import dataclass
@@ -57,8 +56,8 @@ def _load(model: Path, key: str) -> RunningEngine:
     params.n_ctx = SLOTS * CONTEXT
     params.kv_unified = False
     for threads in (params.cpuparams, params.cpuparams_batch):
-        threads.n_threads = max(1, min(4, (os.cpu_count() or 2) - 1))
-        threads.poll = 0
+        threads.n_threads = 2
+        threads.poll = 50
     params.n_threads_http = 4 * SLOTS
     params.n_gpu_layers = 0
     params.cache_ram_mib = 0

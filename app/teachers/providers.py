@@ -16,6 +16,9 @@ class Provider:
     takes_n: bool = True
     continues_assistant: bool = False  # a last message of role assistant is gone on with (prefill)
     token_id_fields: bool = False  # return_tokens_as_token_ids and return_token_ids are understood
+    sampled_eats_candidate: bool = (
+        False  # gives the first k of {sampled, top 1 … top k}: k + 1 keeps candidate k
+    )
     hosted: bool = False  # over the internet: httpx, proxies of the environment
 
 
@@ -23,7 +26,7 @@ PROVIDERS = {
     provider.name: provider
     for provider in (
         Provider("generic"),
-        Provider("vllm", token_id_fields=True),
+        Provider("vllm", token_id_fields=True, sampled_eats_candidate=True),
         Provider("llama.cpp", continues_assistant=True, takes_n=False),
         Provider("sglang", takes_seed=False),
         Provider("tgi", takes_n=False, max_top_logprobs=5),

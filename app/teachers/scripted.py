@@ -14,6 +14,7 @@ import hashlib
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -98,9 +99,13 @@ def _sampled_logprob(token: int, k: int) -> float:
     return -0.7 if token % 7 != 0 else -0.7 - 0.9 * (k + 3)
 
 
+def _token_name(as_ids: bool) -> Callable[[int], str]:
+    return "token_id:{}".format if as_ids else " t{}".format
+
+
 @lru_cache(maxsize=4096)
 def _chat_logprobs(ids: tuple[int, ...], k: int, as_ids: bool) -> bytes:
-    name = (lambda i: f"token_id:{i}") if as_ids else (lambda i: f" t{i}")
+    name = _token_name(as_ids)
     content = []
     for token in ids:
         own = _sampled_logprob(token, k)
@@ -119,7 +124,7 @@ def _chat_logprobs(ids: tuple[int, ...], k: int, as_ids: bool) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _completion_logprobs(ids: tuple[int, ...], k: int, as_ids: bool) -> bytes:
-    name = (lambda i: f"token_id:{i}") if as_ids else (lambda i: f" t{i}")
+    name = _token_name(as_ids)
     return orjson.dumps(
         {
             "tokens": [name(i) for i in ids],

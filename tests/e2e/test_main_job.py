@@ -71,12 +71,14 @@ def test_main_job(database_url: str, broker_url: str, tmp_path: Path) -> None:
         assert len(rows) == 6
         for row in rows:
             count, k = row["lp_count"], row["lp_k"]
-            assert k == 5 and 0 < count <= 8 + 12 + 8
+            assert k == 5
+            assert 0 < count <= 8 + 12 + 8
             assert len(row["topk_ids"]) == len(row["topk_logprobs"]) == count * k
             assert len(row["input_ids"]) == row["lp_first"] + count == len(row["loss_mask"])
             assert row["reasoning_source"] == "elicited"
             drawn = [lp for lp in row["sampled_logprob"] if not math.isnan(lp)]
-            assert drawn and all(lp <= 0 for lp in drawn)
+            assert drawn
+            assert all(lp <= 0 for lp in drawn)
             for i, rank in enumerate(row["sampled_rank"]):
                 if rank > 0:
                     assert row["topk_ids"][i * k + rank - 1] == row["input_ids"][row["lp_first"] + i]

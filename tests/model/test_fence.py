@@ -266,7 +266,7 @@ def _row(job: str, shard_id: int, epoch: int, number: int) -> tuple[Any, ...]:
 
 def explore(template: Path, examples: int) -> None:
     Machine.template = template
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=examples,

@@ -14,7 +14,7 @@ from app.errors import (
     TeacherUnavailable,
     TransientTeacherError,
 )
-from app.services.generate.work import Unit
+from app.services.generate.work import ShardRun, Unit
 from app.teachers.base import Generation, Teacher
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,19 @@ async def answer(  # noqa: C901 - one flat list of what can go wrong
             keep.extend(_failed(unit, missing, attempt, asked_at, "deadline", f"{detail} (and no time left)"))
             return
         await asyncio.sleep(wait)
+
+
+def given_up(run: ShardRun) -> list[Outcome]:
+    """A shard that takes its worker down each time: its rest becomes failed rows."""
+    claims = run.claim.claims_without_progress
+    detail = f"claimed {claims} times without progress: the worker died each time"
+    lost = [
+        Outcome(unit, index, claims, 0, None, "shard-attempts", detail)
+        for unit in run.pending
+        for index in unit.sample_indices
+    ]
+    run.pending.clear()
+    return lost
 
 
 def _wait(policy: RetryPolicy, attempt: int, retry_after: float | None) -> float:

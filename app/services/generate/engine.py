@@ -14,55 +14,30 @@ import time
 import zlib
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
 
-from pydantic import JsonValue
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from app.db import checkpoints, lanes, shards, workers
-from app.db.models import Job
-from app.db.models import Teacher as TeacherRow
-from app.db.session import reading, transaction
+from app.db import checkpoints, lanes, shards
 from app.domain.fingerprints import fingerprint
 from app.domain.lifecycle import CLAIMABLE, JobStatus
-from app.errors import StorageError, TeacherError
+from app.errors import StorageError
 from app.services.generate import recording
-from app.services.generate.calls import LaneDown, Outcome, RetryPolicy, Throttled, answer
-from app.services.generate.lane import LaneKey, LaneState, binding, unfit
+from app.services.generate.calls import LaneDown, Outcome, Throttled, answer, given_up
+from app.services.generate.config import EngineConfig
+from app.services.generate.lane import LaneKey, LaneState, binding, neediest
+from app.services.generate.ledger import Ledger
+from app.services.generate.opening import BuildTeacher, OpenTeachers
 from app.services.generate.work import ShardRun, Unit, load_run
 from app.storage.places import Storage
-from app.teachers.base import Capabilities, Teacher, TeacherSpec
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-BuildTeacher = Callable[[TeacherSpec], Teacher]
 
 _GOING_ON = frozenset({*CLAIMABLE, JobStatus.FINALIZING, JobStatus.PARKED})
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """Seconds, counts and names; what each means is said at `app.settings.EngineSettings`."""
-
-    worker_id: str
-    host: str
-    pid: int
-    version: str
-    teachers: tuple[str, ...]
-    max_in_flight: int
-    lease_seconds: float
-    flush_seconds: float
-    flush_rows: int
-    poll_seconds: float
-    park_seconds: float
-    shard_attempts: int
-    grace_seconds: float
-    retry: RetryPolicy
-    compression_level: int
 
 
 class GenerationEngine:
@@ -71,17 +46,16 @@ class GenerationEngine:
     def __init__(self, database: Engine, storage: Storage, build: BuildTeacher, config: EngineConfig) -> None:
         self._database = database
         self._storage = storage
-        self._build = build
         self._config = config
+        self._ledger = Ledger(database, config)
         self._lanes: dict[LaneKey, LaneState] = {}
-        self._teachers: dict[str, tuple[TeacherSpec, Teacher]] = {}
+        self._teachers = OpenTeachers(build)
         self._tasks: dict[asyncio.Task[None], Unit] = {}
         self._done: list[Outcome] = []
         self._flushing: list[Outcome] = []
         self._in_flight = 0
         self._background: set[asyncio.Task[None]] = set()
         self._finishing: set[ShardRun] = set()
-        self._claimed_at: dict[LaneKey, float] = {}
         self._stripe = zlib.crc32(config.worker_id.encode()) % checkpoints.STRIPES
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="claim")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -140,8 +114,7 @@ class GenerationEngine:
             flusher.cancel()
             control.cancel()
             await asyncio.gather(flusher, control, return_exceptions=True)
-            for _, teacher in self._teachers.values():
-                await teacher.aclose()
+            await self._teachers.aclose()
             for executor in (self._reader, self._writer, self._finisher):
                 executor.shutdown(wait=True)
 
@@ -164,7 +137,7 @@ class GenerationEngine:
         }
         if held > 4 * self._config.max_in_flight:  # tiny shards: bound the work under lease all the same
             return False
-        claimed = await self._in(self._reader, partial(self._claim, full))
+        claimed = await self._in(self._reader, partial(self._ledger.claim, full))
         if claimed is None:
             return False
         claim, was_parked = claimed
@@ -187,107 +160,38 @@ class GenerationEngine:
         self._lanes[lane.key] = lane  # or it was retired meanwhile
         lane.runs.append(run)
         if claim.claims_without_progress > self._config.shard_attempts:
-            self._give_up(run)
+            self._done.extend(given_up(run))
+            self._flush_now.set()
         if run.n_missing == 0:
             self._spawn(self._finish(lane, run))
         return True
 
-    def _claim(self, full: set[LaneKey]) -> tuple[shards.Claim, bool] | None:
-        with reading(self._database) as connection:
-            found = shards.candidates(connection, self._config.teachers)
-        # Among equals the lane goes first that has waited longest here.
-        found.sort(key=lambda c: (-c.priority, c.leased, self._claimed_at.get((c.job_id, c.teacher), 0.0)))
-        for candidate in found:
-            if (candidate.job_id, candidate.teacher) in full:
-                continue
-            with transaction(self._database) as connection:
-                claim = shards.claim(
-                    connection,
-                    candidate,
-                    self._config.worker_id,
-                    self._config.lease_seconds,
-                    self._config.park_seconds,
-                )
-            if claim is not None:
-                self._claimed_at[(claim.job_id, claim.teacher)] = time.monotonic()
-                return claim, candidate.parked
-        return None
-
     async def _open_lane(self, claim: shards.Claim, was_parked: bool) -> LaneState | None:
         """Reach the teacher and check that it is the one that the job began with; else park the lane."""
-        spec = await self._in(self._reader, partial(self._load_lane, claim))
+        spec = await self._in(self._reader, partial(self._ledger.load_lane, claim))
         try:
-            teacher = await self._teacher(spec.teacher_id, spec.spec)
-            async with asyncio.timeout(120):
-                capabilities = await teacher.capabilities()
-            down = unfit(spec, capabilities)
-        except TeacherError as error:
-            down = LaneDown(error.kind, error.detail)
-        except TimeoutError:
-            down = LaneDown("teacher-unavailable", "the teacher did not answer the probe within 120 s")
-        except Exception as error:
-            log.exception("teacher %r cannot be opened", spec.spec.name)
-            down = LaneDown("internal", f"teacher {spec.spec.name!r} cannot be opened: {error}")
-        if down is not None:
+            teacher, capabilities = await self._teachers.reach(spec)
+        except LaneDown as down:
             await self._park(spec, down, [claim])
             return None
         identity = fingerprint(capabilities.identity())
         if spec.identity_sha256 is None:
-            await self._in(self._writer, partial(self._pin, spec, identity, capabilities))
-            spec = await self._in(self._reader, partial(self._load_lane, claim))
+            await self._in(
+                self._writer, partial(self._ledger.pin_identity, spec, identity, capabilities.as_json())
+            )
+            spec = await self._in(self._reader, partial(self._ledger.load_lane, claim))
         lane = LaneState(spec=spec, teacher=teacher, capabilities=capabilities, trial=was_parked)
         self._lanes[lane.key] = lane
         if lane.capped:
             await self._renew_grants()
         return lane
 
-    def _load_lane(self, claim: shards.Claim) -> lanes.LaneSpec:
-        with reading(self._database) as connection:
-            return lanes.load(connection, claim.job_id, claim.teacher)
-
-    def _pin(self, spec: lanes.LaneSpec, identity: bytes, capabilities: Capabilities) -> None:
-        with transaction(self._database) as connection:
-            lanes.pin_identity(connection, spec.job_id, spec.teacher, identity, _jsonable(capabilities))
-
-    async def _teacher(self, teacher_id: str, spec: TeacherSpec) -> Teacher:
-        known = self._teachers.get(teacher_id)
-        if known is not None and known[0] == spec:
-            return known[1]
-        made = self._build(spec)
-        self._teachers[teacher_id] = (spec, made)
-        if known is not None:
-            await known[1].aclose()
-        return made
-
-    def _give_up(self, run: ShardRun) -> None:
-        """A shard that takes its worker down each time: its rest becomes failed rows."""
-        detail = (
-            f"claimed {run.claim.claims_without_progress} times without progress: the worker died each time"
-        )
-        for unit in run.pending:
-            for index in unit.sample_indices:
-                self._done.append(
-                    Outcome(unit, index, run.claim.claims_without_progress, 0, None, "shard-attempts", detail)
-                )
-        run.pending.clear()
-        self._flush_now.set()
-
     # -- sending -----------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
         """Send as many units as there are free slots: priority first, then the lane with the fewest in flight."""
         while self._in_flight < self._config.max_in_flight and self.unflushed < 32 * self._config.flush_rows:
-            best: LaneState | None = None
-            for lane in self._lanes.values():
-                if (
-                    (
-                        best is None
-                        or (-lane.spec.priority, lane.in_flight) < (-best.spec.priority, best.in_flight)
-                    )
-                    and lane.room() > 0
-                    and any(run.pending for run in lane.runs)
-                ):
-                    best = lane
+            best = neediest(self._lanes.values())
             unit = None if best is None else best.next_unit()
             if best is None or unit is None:
                 return
@@ -460,20 +364,13 @@ class GenerationEngine:
     async def _beat(self) -> None:
         runs = self._runs()
         held = [(run.claim.shard_id, run.claim.epoch) for run in runs]
-        ours = await self._in(self._writer, partial(self._beat_in_database, held))
+        ours = await self._in(
+            self._writer,
+            partial(self._ledger.beat, held, self.in_flight, self.unflushed, self._stopping),
+        )
         for run in runs:
             if run.claim.shard_id not in ours:
                 self._lose(run)
-
-    def _beat_in_database(self, held: list[tuple[int, int]]) -> set[int]:
-        config = self._config
-        alive = config.lease_seconds * 2
-        with transaction(self._database) as connection:
-            if not workers.beat(
-                connection, config.worker_id, alive, self.in_flight, self.unflushed, self._stopping
-            ):
-                workers.enter(connection, config.worker_id, config.host, config.pid, config.version, alive)
-            return shards.extend(connection, config.worker_id, held, config.lease_seconds)
 
     def _lose(self, run: ShardRun) -> None:
         """The lease is gone: abort the calls, write nothing more of this shard."""
@@ -499,17 +396,13 @@ class GenerationEngine:
         jobs = sorted({lane.spec.job_id for lane in self._lanes.values()})
         if not jobs:
             return
-        found = await self._in(self._reader, partial(self._statuses, jobs))
+        found = await self._in(self._reader, partial(self._ledger.statuses, jobs))
         for lane in list(self._lanes.values()):
             status = found.get(lane.spec.job_id)
             if status in _GOING_ON or lane.closing:
                 continue
             lane.closing = status or "gone"
             self._spawn(self._close_lane(lane, lane.closing))
-
-    def _statuses(self, jobs: list[str]) -> dict[str, str]:
-        with reading(self._database) as connection:
-            return lanes.statuses(connection, jobs)
 
     async def _close_lane(self, lane: LaneState, why: str) -> None:
         """Hand a lane's shards back: paused or parked ones after their calls, cancelled ones at once."""
@@ -545,27 +438,11 @@ class GenerationEngine:
     async def _park(self, spec: lanes.LaneSpec, down: LaneDown, claims: list[shards.Claim]) -> None:
         log.warning("lane %s/%d parks: %s", spec.job_id, spec.teacher, down.detail)
 
-        def in_database() -> None:
-            with transaction(self._database) as connection:
-                for claim in claims:
-                    shards.release(
-                        connection, self._config.worker_id, claim.shard_id, claim.epoch, "parked", down.detail
-                    )
-                lanes.park(
-                    connection, spec.job_id, spec.teacher, down.kind, down.detail, self._config.park_seconds
-                )
-
-        await self._persist(in_database)
+        await self._persist(partial(self._ledger.park, spec, down, claims))
 
     async def _release(self, run: ShardRun, outcome: str, detail: str) -> None:
-        def in_database() -> None:
-            with transaction(self._database) as connection:
-                shards.release(
-                    connection, self._config.worker_id, run.claim.shard_id, run.claim.epoch, outcome, detail
-                )
-
         run.lost = True
-        await self._persist(in_database)
+        await self._persist(partial(self._ledger.release, run.claim, outcome, detail))
 
     async def _persist(self, write: Callable[[], None]) -> None:
         """A short write that waits for an absent database; the lease covers for it if the process dies first."""
@@ -585,44 +462,13 @@ class GenerationEngine:
         if not capped:
             return
         wanted = [(lane, lane.in_flight + lane.pending(), lane.in_flight) for lane in capped]
-        grants = await self._in(self._writer, partial(self._grants, wanted))
+        grants = await self._in(self._writer, partial(self._ledger.grants, wanted))
         grew = False
         for lane, slots in grants.items():
             grew = grew or slots > (lane.grant or 0)
             lane.grant = slots
         if grew:
             self._pump()
-
-    def _grants(self, wanted: list[tuple[LaneState, int, int]]) -> dict[LaneState, int]:
-        """Each capped lane's share of its job's cap and of its teacher's; the smaller one counts."""
-        seconds = max(3.0, self._config.lease_seconds / 3)
-        scopes: dict[str, tuple[type[Job] | type[TeacherRow], list[tuple[LaneState, int, int]]]] = {}
-        for entry in wanted:
-            spec = entry[0].spec
-            if spec.job_cap is not None:
-                scopes.setdefault(spec.job_id, (Job, []))[1].append(entry)
-            if spec.teacher_cap is not None:
-                scopes.setdefault(spec.teacher_id, (TeacherRow, []))[1].append(entry)
-        result: dict[LaneState, int] = {}
-        with transaction(self._database) as connection:
-            for scope in sorted(scopes):
-                table, entries = scopes[scope]
-                cap = shards.locked_cap(connection, table, scope)
-                if cap is None:
-                    continue
-                slots = shards.grant(
-                    connection,
-                    scope,
-                    cap,
-                    self._config.worker_id,
-                    sum(want for _, want, _ in entries),
-                    sum(used for _, _, used in entries),
-                    seconds,
-                )
-                for position, (lane, _, _) in enumerate(sorted(entries, key=lambda e: e[0].key)):
-                    share = slots // len(entries) + (1 if position < slots % len(entries) else 0)
-                    result[lane] = min(result.get(lane, 1_000_000), share)
-        return result
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -642,22 +488,12 @@ class GenerationEngine:
                 await _until(lambda: not self._finishing)
                 for run in self._runs():
                     await self._release(run, "released", "the worker was asked to stop")
-                await self._in(self._writer, self._leave)
+                await self._in(self._writer, self._ledger.leave)
         except (TimeoutError, DBAPIError) as error:
             log.warning("leaving without a word to the database (%s): the leases will run out", error)
-
-    def _leave(self) -> None:
-        with transaction(self._database) as connection:
-            workers.leave(connection, self._config.worker_id)
 
 
 async def _until(condition: Callable[[], bool], patience: float = math.inf) -> None:
     """Wait for something that several places bring about; `patience` is monotonic time."""
     while not condition() and time.monotonic() < patience:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-
-
-def _jsonable(capabilities: Capabilities) -> dict[str, JsonValue]:
-    found = asdict(capabilities)
-    found["problems"] = list(capabilities.problems)
-    return found

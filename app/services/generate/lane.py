@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
@@ -54,6 +55,12 @@ class LaneState:
             if run.pending:
                 return run.pending.popleft()
         return None
+
+
+def neediest(lanes: Iterable[LaneState]) -> LaneState | None:
+    """Which lane sends next: priority first, then the fewest calls in flight. None: nothing can go."""
+    able = [lane for lane in lanes if lane.room() > 0 and any(run.pending for run in lane.runs)]
+    return min(able, key=lambda lane: (-lane.spec.priority, lane.in_flight), default=None)
 
 
 def binding(lane: LaneState) -> dict[str, JsonValue]:

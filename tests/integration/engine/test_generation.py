@@ -25,7 +25,8 @@ from app.errors import (
 )
 from app.services import dispatch
 from app.services.generate.calls import RetryPolicy
-from app.services.generate.engine import EngineConfig, GenerationEngine
+from app.services.generate.config import EngineConfig
+from app.services.generate.engine import GenerationEngine
 from app.storage.places import Storage, open_storage
 from app.teachers.base import Capabilities, GenerateRequest, Generation, TeacherSpec, Usage
 from tests.fixtures.jobs import JobSetup, add_prompts, check_whole, job_row, make_job
@@ -68,8 +69,9 @@ class Teacher:
         ids = np.frombuffer(digest[:8], np.uint8).astype(np.int32)
         tokens: TokenColumns | None = None
         if k:
-            lp = np.full((8, k), -3.0, np.float32) - np.arange(k, dtype=np.float32)
-            tokens = token_columns(ids, ids[:, None] + np.arange(k, dtype=np.int32), lp, lp[:, 0], k)
+            lp = (np.full((8, k), -3.0) - np.arange(k)).astype(np.float32)
+            near = (ids[:, None] + np.arange(k)).astype(np.int32)
+            tokens = token_columns(ids, near, lp, lp[:, 0], k)
         return Generation(index, digest.hex(), "stop", digest, digest, Usage(3, 8), tokens=tokens)
 
     async def score(self, prompt_ids: list[int], token_ids: list[int], top_logprobs: int) -> TokenColumns:
@@ -118,7 +120,7 @@ def running(
     def work() -> None:
         try:
             asyncio.run(made.run())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - told by the fixture's end
             failure.append(error)
 
     thread = threading.Thread(target=work)

@@ -1,0 +1,26 @@
+"""What the engine is told at its start."""
+
+from dataclasses import dataclass
+
+from app.services.generate.calls import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Seconds, counts and names; what each means is said at `app.settings.EngineSettings`."""
+
+    worker_id: str
+    host: str
+    pid: int
+    version: str
+    teachers: tuple[str, ...]
+    max_in_flight: int
+    lease_seconds: float
+    flush_seconds: float
+    flush_rows: int
+    poll_seconds: float
+    park_seconds: float
+    shard_attempts: int
+    grace_seconds: float
+    retry: RetryPolicy
+    compression_level: int

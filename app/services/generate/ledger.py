@@ -1,0 +1,115 @@
+"""The engine's side of the database: each method is one read or one short transaction, called in a thread."""
+
+import time
+
+from pydantic import JsonValue
+from sqlalchemy import Engine
+
+from app.db import lanes, shards, workers
+from app.db.models import Job
+from app.db.models import Teacher as TeacherRow
+from app.db.session import reading, transaction
+from app.services.generate.calls import LaneDown
+from app.services.generate.config import EngineConfig
+from app.services.generate.lane import LaneKey, LaneState
+
+
+class Ledger:
+    """`_claimed_at`: when a lane of this worker last got a shard, by the monotonic clock."""
+
+    def __init__(self, database: Engine, config: EngineConfig) -> None:
+        self._database = database
+        self._config = config
+        self._owner = config.worker_id
+        self._claimed_at: dict[LaneKey, float] = {}
+
+    def claim(self, full: set[LaneKey]) -> tuple[shards.Claim, bool] | None:
+        """The next shard for this worker, and whether its lane was parked. `full`: lanes that need none now."""
+        with reading(self._database) as connection:
+            found = shards.candidates(connection, self._config.teachers)
+        # Among equals the lane goes first that has waited longest here.
+        before = self._claimed_at
+        found.sort(key=lambda c: (-c.priority, c.leased, before.get((c.job_id, c.teacher), 0.0)))
+        for candidate in found:
+            if (candidate.job_id, candidate.teacher) in full:
+                continue
+            with transaction(self._database) as connection:
+                claim = shards.claim(
+                    connection, candidate, self._owner, self._config.lease_seconds, self._config.park_seconds
+                )
+            if claim is not None:
+                self._claimed_at[(claim.job_id, claim.teacher)] = time.monotonic()
+                return claim, candidate.parked
+        return None
+
+    def load_lane(self, claim: shards.Claim) -> lanes.LaneSpec:
+        with reading(self._database) as connection:
+            return lanes.load(connection, claim.job_id, claim.teacher)
+
+    def pin_identity(self, spec: lanes.LaneSpec, identity: bytes, capabilities: dict[str, JsonValue]) -> None:
+        with transaction(self._database) as connection:
+            lanes.pin_identity(connection, spec.job_id, spec.teacher, identity, capabilities)
+
+    def statuses(self, jobs: list[str]) -> dict[str, str]:
+        with reading(self._database) as connection:
+            return lanes.statuses(connection, jobs)
+
+    def beat(self, held: list[tuple[int, int]], in_flight: int, unflushed: int, stopping: bool) -> set[int]:
+        """Prolong worker and leases. Returns the shards that are still ours."""
+        alive = self._config.lease_seconds * 2
+        with transaction(self._database) as connection:
+            if not workers.beat(connection, self._owner, alive, in_flight, unflushed, stopping):
+                workers.enter(
+                    connection, self._owner, self._config.host, self._config.pid, self._config.version, alive
+                )
+            return shards.extend(connection, self._owner, held, self._config.lease_seconds)
+
+    def park(self, spec: lanes.LaneSpec, down: LaneDown, claims: list[shards.Claim]) -> None:
+        with transaction(self._database) as connection:
+            for claim in claims:
+                shards.release(connection, self._owner, claim.shard_id, claim.epoch, "parked", down.detail)
+            lanes.park(
+                connection, spec.job_id, spec.teacher, down.kind, down.detail, self._config.park_seconds
+            )
+
+    def release(self, claim: shards.Claim, outcome: str, detail: str) -> None:
+        with transaction(self._database) as connection:
+            shards.release(connection, self._owner, claim.shard_id, claim.epoch, outcome, detail)
+
+    def leave(self) -> None:
+        with transaction(self._database) as connection:
+            workers.leave(connection, self._owner)
+
+    def grants(self, wanted: list[tuple[LaneState, int, int]]) -> dict[LaneState, int]:
+        """Each capped lane's share of its job's cap and of its teacher's; the smaller one counts.
+
+        `wanted`: lane, calls that it could use, calls that it has in flight.
+        """
+        seconds = max(3.0, self._config.lease_seconds / 3)
+        scopes: dict[str, tuple[type[Job] | type[TeacherRow], list[tuple[LaneState, int, int]]]] = {}
+        for entry in wanted:
+            spec = entry[0].spec
+            if spec.job_cap is not None:
+                scopes.setdefault(spec.job_id, (Job, []))[1].append(entry)
+            if spec.teacher_cap is not None:
+                scopes.setdefault(spec.teacher_id, (TeacherRow, []))[1].append(entry)
+        result: dict[LaneState, int] = {}
+        with transaction(self._database) as connection:
+            for scope in sorted(scopes):
+                table, entries = scopes[scope]
+                cap = shards.locked_cap(connection, table, scope)
+                if cap is None:
+                    continue
+                slots = shards.grant(
+                    connection,
+                    scope,
+                    cap,
+                    self._owner,
+                    sum(want for _, want, _ in entries),
+                    sum(used for _, _, used in entries),
+                    seconds,
+                )
+                for position, (lane, _, _) in enumerate(sorted(entries, key=lambda e: e[0].key)):
+                    share = slots // len(entries) + (1 if position < slots % len(entries) else 0)
+                    result[lane] = min(result.get(lane, 1_000_000), share)
+        return result
