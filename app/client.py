@@ -83,11 +83,19 @@ class RetortClient:
     service is away or busy; the others only where no connection was made.
     """
 
-    def __init__(self, url: str, key: str | None, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        patience: float = PATIENCE_SECONDS,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.url = url.rstrip("/")
         self._patience = patience
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=60, trust_env=False, transport=transport
+        )
 
     def __enter__(self) -> "RetortClient":
         return self

@@ -57,7 +57,8 @@ def register_teacher(
     ```sh
     curl -s http://127.0.0.1:8321/v1/teachers -H "Authorization: Bearer $RETORT_API_KEY" \\
       -H 'Content-Type: application/json' \\
-      -d '{"name": "small", "driver": "embedded", "model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "Apache-2.0"}'
+      -d '{"name": "small", "driver": "embedded", "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+           "license": "Apache-2.0"}'
     ```
     """
     who = once.caller

@@ -24,8 +24,8 @@ class Speed:
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int, int]] = deque()  # moment, rows, tokens
 
-    def look(self, rows: int, tokens: int) -> None:
-        now = time.monotonic()
+    def look(self, rows: int, tokens: int, now: float | None = None) -> None:
+        now = time.monotonic() if now is None else now
         self._seen.append((now, rows, tokens))
         while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW:
             self._seen.popleft()
@@ -54,7 +54,7 @@ def watch(api: "RetortClient", job_id: str, console: Console) -> "JobView":
         redirect_stdout=False,
         redirect_stderr=False,
     ) as bar:
-        task = bar.add_task(job.status, total=None, rest="")
+        task = bar.add_task(job.status, total=job.counts.expected, rest="")
         told, last = float("-inf"), ""
         while True:
             counts = job.counts

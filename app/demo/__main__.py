@@ -22,6 +22,7 @@ from app.errors import RetortError
 from app.services.job_views import JobView
 from app.settings import Settings
 from app.teachers import embedded_model
+from workers.embedded import TEACHER
 
 console = Console(highlight=False)
 
@@ -68,29 +69,42 @@ def folder(given: Settings) -> Path:
 
 
 def tell_the_rest(given: Settings, job: JobView, seconds: float, kept: bool) -> None:
-    retort = Path(sys.executable).parent / "retort"
-    shown = retort.relative_to(Path.cwd()) if retort.is_relative_to(Path.cwd()) else retort
+    retort = _shown(Path(sys.executable).parent / "retort")
     files = folder(given)
-    parquet = files / "parquet" / "*.parquet"
-    for line in (
-        "",
-        "[bold]The files[/]",
-        f"  {escape(str(files / 'jsonl'))}      one completion a line: messages, reasoning, answer, provenance",
-        f"  {escape(str(files / 'parquet'))}    the same, with token ids and the top 20 logprobs of every token",
-        "  manifest.json beside them    rows, SHA-256 of every file, teacher, licences, code version",
-        "",
-        "[bold]How to go on[/]",
-        f"  {shown} up       the service: http://{given.host}:{given.port}/docs has its pages"
-        if not kept
-        else f"  {shown} down     stops the service, which goes on until then",
-        f"  {shown} jobs show {job.id}",
-        f"  {shown} teachers add qwen --driver vllm --model … --base-url http://…/v1",
-        f"  {shown} submit prompts.jsonl --teacher embedded --top-logprobs 20 --watch",
-        f'  datasets.load_dataset("parquet", data_files="{escape(str(parquet))}")',
-        "",
-        f"Done in {seconds:.0f} s.",
-    ):
-        console.print(line, soft_wrap=True)
+    service = (
+        (f"{retort} down", "stops the service, which goes on until then")
+        if kept
+        else (f"{retort} up", f"the service; its pages: http://{given.host}:{given.port}/docs")
+    )
+    sections = {
+        "The files": (
+            (f"{files / 'jsonl'}", "a completion a line: messages, reasoning, answer, origin"),
+            (f"{files / 'parquet'}", "the same, with token ids and top 20 logprobs"),
+            ("manifest.json beside them", "rows, SHA-256, teacher, licences, code version"),
+        ),
+        "How to go on": (
+            service,
+            (f"{retort} jobs show {job.id}", "this job: counts, speed, teacher"),
+            (f"{retort} submit prompts.jsonl --teacher {TEACHER} --watch", "your own prompts"),
+            (f"{retort} teachers add --help", "a teacher of your own: a vLLM server, an API"),
+            (f"{retort} doctor", "what is missing or misconfigured, and how to mend it"),
+            (
+                f'datasets.load_dataset("parquet", data_files="{files / "parquet" / "*.parquet"}")',
+                "in Python",
+            ),
+        ),
+    }
+    for title, entries in sections.items():
+        console.print(f"\n[bold]{title}[/]")
+        for what, about in entries:
+            console.print(f"  {escape(what)}", soft_wrap=True)
+            console.print(f"      {escape(about)}", style="dim", soft_wrap=True)
+    console.print(f"\nDone in {seconds:.0f} s.")
+
+
+def _shown(program: Path) -> Path:
+    """As a person types it from here."""
+    return program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
 
 
 def _key(given: Settings) -> str:

@@ -16,6 +16,7 @@ from app.teachers.embedded import token_texts
 
 _TOKENS, _ALTERNATIVES, _BAR = 10, 4, 12
 _LIKED_LENGTH = 160  # characters of trace and answer together
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 _SPEAKERS = {"system": "System", "user": "Prompt", "assistant": "Before"}
 
@@ -30,9 +31,9 @@ def show_example(api: RetortClient, job: JobView, console: Console) -> None:
     rows = list(api.completions(job.id, status="completed", include="prompt"))
     row = min(rows, key=lambda row: charm(row, references.get(row.prompt_number)))
     reference = references.get(row.prompt_number)
-    met = reference is not None and says(row.answer, reference)
+    met = reference is not None and comes_to(row.answer, reference)
     console.print()
-    console.print(Rule("one example" + (f", which meets its reference answer ({reference})" if met else "")))
+    console.print(Rule("one example" + (f", which comes to the expected answer: {reference}" if met else "")))
     for message in row.messages or ():
         _paragraph(console, _SPEAKERS.get(str(message["role"]), "Prompt"), str(message["content"]))
     if row.reasoning:
@@ -52,15 +53,23 @@ def show_example(api: RetortClient, job: JobView, console: Console) -> None:
 def charm(row: CompletionOut, reference: str | None) -> tuple[bool, bool, bool, bool, int]:
     """Smaller is nicer: answer and trace both come to the reference, the trace ended by itself, all of it is short."""
     answer, trace = row.answer or "", row.reasoning or ""
-    met = reference is not None and says(answer, reference)
-    reasoned = reference is not None and says(trace, reference)
+    met = reference is not None and comes_to(answer, reference)
+    reasoned = reference is not None and comes_to(trace, reference)
     whole = bool(trace) and not row.reasoning_truncated and row.finish_reason == "stop"
     return (not met, not reasoned, not whole, not answer, abs(len(answer) + len(trace) - _LIKED_LENGTH))
 
 
-def says(text: str | None, reference: str) -> bool:
-    """Whether the reference stands in a text as a word of its own."""
-    return re.search(rf"(?<![\w.,]){re.escape(reference)}(?!\w)", text or "", re.IGNORECASE) is not None
+def comes_to(text: str | None, reference: str) -> bool:
+    """Whether a text ends with this number as its last one, or says these words and denies nothing. By rule, so that
+    nobody has to judge: a small model's answer can still be wrong.
+    """
+    if _NUMBER.fullmatch(reference):
+        return _NUMBER.findall(text or "")[-1:] == [reference]
+    said, denied = (
+        re.search(rf"(?<!\w){word}(?!\w)", text or "", re.IGNORECASE)
+        for word in (re.escape(reference), "(?:not|no)")
+    )
+    return said is not None and denied is None
 
 
 def token_table(tokens: TokensView) -> Table:

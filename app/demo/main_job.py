@@ -109,13 +109,14 @@ def _job(api: RetortClient, prompts: PromptSetView, console: Console) -> JobView
     for job in _same(api, wanted):
         if job.status != JobStatus.CANCELLED:
             told = "nothing is generated twice" if job.status == JobStatus.COMPLETED else "it goes on"
-            console.print(f"[bold]Job[/]       is there already, {job.status}: {job.id}; {told}")
+            console.print(f"[bold]Job[/]       {job.id} is there already, {job.status}:\n          {told}")
             return job
         cancelled += 1
     # The key makes it one job, also for two runs at once.
     job = api.submit_job(wanted, idempotency_key=f"demo-{prompts.id}-{cancelled}")
     console.print(
-        f"[bold]Job[/]       {job.id}: {job.counts.expected} completions, reasoning elicited, top 20 logprobs"
+        f"[bold]Job[/]       {job.id}: {job.counts.expected} completions,\n"
+        "          with elicited reasoning and the top 20 logprobs of every token"
     )
     return job
 

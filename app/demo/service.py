@@ -37,7 +37,8 @@ def running_service(settings: Settings, keep: bool, console: Console) -> Iterato
     process = _start(settings, keep)
     try:
         state = _ready(data_dir, process, console)
-        console.print(f"[bold]Service[/]   started at {state.url}; broker: {state.broker}", soft_wrap=True)
+        console.print(f"[bold]Service[/]   started at {state.url}: API, worker, SQLite")
+        console.print(f"          broker: {state.broker}", soft_wrap=True, markup=False)
         yield state.url
     except BaseException:
         _stop(process, console)
