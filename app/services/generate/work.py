@@ -24,7 +24,6 @@ class ShardRun:
     lane: lanes.LaneSpec
     n_missing: int  # samples that are neither recorded nor on their way to the checkpoint
     pending: deque["Unit"] = field(default_factory=deque)
-    in_flight: int = 0
     sequence: int = 0
     lost: bool = False  # another worker owns it, or the job was cancelled: drop everything
 
