@@ -1,6 +1,7 @@
 """What a teacher is to the engine: a Protocol of few methods, and the typed values that cross it."""
 
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import Protocol
 
 from pydantic import JsonValue
@@ -33,12 +34,17 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts as the teacher reports them; None where it does not say (never 0 for unknown)."""
+    """Token counts as the teacher reports them; None where it does not say (never 0 for unknown).
+
+    `prompt_tokens` hold the cached ones, `completion_tokens` the reasoning ones, whatever the teacher's habit.
+    """
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     reasoning_tokens: int | None = None
     cached_tokens: int | None = None
+    billed_prompt_tokens: int | None = None  # where siblings share one request's prompt; None: all of them
+    cost_usd: Decimal | None = None  # where the provider itself says what it charged
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class OpenAITeacher:
             reply = await self._http.post("/chat/completions", body, request.deadline_s)
             answer = json_of(reply)
             made = generations(answer, one, sha256(body), sha256(reply.body))[0]
-            usage = usage_of(answer.get("usage"), 1, None)
+            usage = usage_of(answer.get("usage"), 1)
             return Piece(
                 text=made.answer
                 if made.reasoning is None
