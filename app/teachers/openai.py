@@ -131,6 +131,6 @@ def _put_sampling(
     if not provider.takes_seed:
         given.pop("seed", None)
     if not provider.takes_sampling_extras:
-        for name in ("top_k", "min_p", "repetition_penalty", "chat_template_kwargs"):
+        for name in ("top_k", "min_p", "repetition_penalty", "chat_template_kwargs", "thinking_token_budget"):
             given.pop(name, None)
     body.update(given)

@@ -65,6 +65,7 @@ class Unit:
             response_schema=self.response_schema,
             elicit=stage.elicit,
             request_id=f"{claim.job_id}-{claim.stage}-{self.prompt_number}-{claim.teacher}-{indices[0]}",
+            priority=self.run.lane.priority,
             deadline_s=deadline_s,
         )
 
