@@ -221,6 +221,9 @@ class RetortClient:
     def exports(self) -> Iterator[ExportView]:
         return self._pages("/v1/exports", ExportView)
 
+    def cancel_export(self, export: str) -> ExportView:
+        return self._post(f"/v1/exports/{export}/cancel", ExportView, again=True)
+
     def download(self, export: str, name: str, target: Path, sha256: str) -> None:
         """Fetch a file, going on with a part that is there; it appears under its name when its SHA-256 is right.
 

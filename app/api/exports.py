@@ -1,5 +1,6 @@
-"""Routes of exports: make them, read them, fetch their files."""
+"""Routes of exports: make them, read them, fetch their files, cancel and delete them."""
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any
@@ -7,17 +8,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Path, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.dependencies import Reader, Reading, ResourcesDep, after_commit
+from app.api.dependencies import Reader, Reading, ResourcesDep, Writer, Writing, after_commit
 from app.api.once import WriterOnce
 from app.api.paging import Cursor, Limit, Page, page_of, text_place
+from app.errors import StorageError
 from app.services import export as exports
-from app.services.export import ExportSpec, ExportView
+from app.services.export import ExportSpec, ExportView, FormatView
 from app.storage.places import Storage
 
-router = APIRouter(prefix="/v1/exports", tags=["exports"])
+router = APIRouter(prefix="/v1", tags=["exports"])
 
 ExportId = Annotated[str, Path(max_length=64, description="Id of an export, `exp_…`.")]
 _BLOCK = 1 << 20
+
+log = logging.getLogger(__name__)
 
 _EXAMPLES: Any = {
     "a job as Parquet": {
@@ -27,15 +31,40 @@ _EXAMPLES: Any = {
             "intended_use": {"research": True, "redistribution": True},
         }
     },
-    "chat messages as JSONL": {"value": {"format": "jsonl", "selection": {"jobs": ["job_01"]}}},
+    "chat messages as JSONL, traces inside the content": {
+        "value": {
+            "format": "jsonl",
+            "options": {"reasoning": "think", "columns": "messages"},
+            "selection": {
+                "jobs": ["job_01"],
+                "finish_reasons": ["stop"],
+                "metadata": [{"path": "difficulty", "min": 3}],
+            },
+            "split": {"train": 0.9, "validation": 0.1},
+        }
+    },
 }
 
 
-@router.post("", status_code=201, response_model=ExportView, summary="Make an export")
+@router.get("/export-formats", response_model=Page[FormatView], summary="List formats of exports")
+def list_formats(who: Reader) -> Page[FormatView]:
+    """Each with the JSON Schema of its options.
+
+    ```sh
+    curl -s http://127.0.0.1:8321/v1/export-formats -H "Authorization: Bearer $RETORT_API_KEY"
+    ```
+    """
+    return Page(items=exports.formats(), next_cursor=None)
+
+
+@router.post("/exports", status_code=201, response_model=ExportView, summary="Make an export")
 def create_export(
     once: WriterOnce, given: ResourcesDep, body: Annotated[ExportSpec, Body(openapi_examples=_EXAMPLES)]
 ) -> Response:
     """A worker writes the selected completions to files, whole or not at all. Poll it until it is `completed`.
+
+    An export is a snapshot: the rows that are recorded by now are in it, whatever the job adds meanwhile. The same
+    selection gives the same bytes again; what varies is in `manifest.json` alone.
 
     ```sh
     curl -s http://127.0.0.1:8321/v1/exports -H "Authorization: Bearer $RETORT_API_KEY" \\
@@ -47,21 +76,42 @@ def create_export(
     return once.answer(201, lambda: exports.create(once.session, who.project_id, who.key_id, body))
 
 
-@router.get("", response_model=Page[ExportView], summary="List exports")
+@router.get("/exports", response_model=Page[ExportView], summary="List exports")
 def list_exports(session: Reading, who: Reader, limit: Limit = 50, cursor: Cursor = None) -> Page[ExportView]:
     """Newest first."""
     found = exports.page(session, who.project_id, text_place("exports", cursor), limit + 1)
     return page_of("exports", found, limit, lambda one: [one.id])
 
 
-@router.get("/{export_id}", response_model=ExportView, summary="Read an export")
+@router.get("/exports/{export_id}", response_model=ExportView, summary="Read an export")
 def read_export(session: Reading, who: Reader, export_id: ExportId) -> ExportView:
-    """Its progress, and once it is completed its files with their checksums."""
+    """Its progress, and its files with their checksums."""
     return exports.get(session, who.project_id, export_id)
 
 
+@router.post("/exports/{export_id}/cancel", response_model=ExportView, summary="Cancel an export")
+def cancel_export(session: Writing, who: Writer, given: ResourcesDep, export_id: ExportId) -> ExportView:
+    """It is made no further, and what was written goes. 409 for one that has ended."""
+    after_commit(session, partial(_clear, given.storage, export_id))
+    return exports.cancel(session, who.project_id, export_id)
+
+
+@router.delete("/exports/{export_id}", response_model=ExportView, summary="Delete an export's files")
+def delete_export(session: Writing, who: Writer, given: ResourcesDep, export_id: ExportId) -> ExportView:
+    """Whatever its status is. The record stays as `deleted`, since students may have been trained on the data."""
+    after_commit(session, partial(_clear, given.storage, export_id))
+    return exports.delete(session, who.project_id, export_id)
+
+
+def _clear(storage: Storage, export_id: str) -> None:
+    try:
+        storage.delete_folder(exports.folder_of(export_id))
+    except StorageError as error:
+        log.warning("files of export %s are left to the next tidying: %s", export_id, error.detail)
+
+
 @router.get(
-    "/{export_id}/files/{name}",
+    "/exports/{export_id}/files/{name}",
     summary="Fetch a file of an export",
     response_class=Response,
     responses={
@@ -90,7 +140,7 @@ def download_file(
     """The ETag is the file's SHA-256. One `Range` is honoured, so that a broken fetch can go on.
 
     ```sh
-    curl -sOC - http://127.0.0.1:8321/v1/exports/$EXPORT/files/data-00000.parquet \\
+    curl -sOC - http://127.0.0.1:8321/v1/exports/$EXPORT/files/train-00000.parquet \\
       -H "Authorization: Bearer $RETORT_API_KEY"
     ```
     """

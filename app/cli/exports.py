@@ -5,19 +5,24 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import orjson
 import typer
+from pydantic import JsonValue, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from app.cli.intended_use import Commercial, Competing, Redistribution, intended_use
 from app.cli.outcome import AsJson, CommandFailed, Exit, client, err, out, show
+from app.cli.progress import duration
 from app.domain.lifecycle import ExportStatus
 
 if TYPE_CHECKING:
     from app.client import RetortClient
+    from app.domain.splits import Split
     from app.services.export import ExportView
 
 _EVERY = 0.2
+_UNDER_WAY = (ExportStatus.READY, ExportStatus.RUNNING, ExportStatus.PARKED)
 
 
 def export(
@@ -27,6 +32,17 @@ def export(
         str, typer.Option("--format", "-f", help="How rows are written, for example jsonl or parquet.")
     ] = "jsonl",
     name: Annotated[str | None, typer.Option(help="Name of the export. Default: the job's.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", help="Of the format, NAME=VALUE: reasoning=think. Repeat it."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Shares by a hash of the prompt: train=0.9,validation=0.1")
+    ] = None,
+    teacher: Annotated[list[str] | None, typer.Option(help="Only rows of this teacher. Repeat it.")] = None,
+    finish_reason: Annotated[
+        list[str] | None, typer.Option(help="Only rows that ended so: stop, length, … Repeat it.")
+    ] = None,
     rows_per_file: Annotated[int | None, typer.Option(min=1, help="Default: 100,000.")] = None,
     commercial: Commercial = False,
     competing: Competing = False,
@@ -37,13 +53,17 @@ def export(
 
     Every file's SHA-256 is checked. A fetch that was cut off goes on; files that are there already stay.
     """
-    from app.services.export import ExportOptions, ExportSpec, Selection
+    from app.services.export import ExportSpec, FileSize, Selection
 
     spec = ExportSpec(
         name=name,
         format=export_format,
-        selection=Selection(jobs=tuple(job)),
-        options=ExportOptions() if rows_per_file is None else ExportOptions(rows_per_file=rows_per_file),
+        options=dict(_pair(text) for text in option or ()),
+        selection=Selection(
+            jobs=tuple(job), teachers=tuple(teacher or ()), finish_reasons=tuple(finish_reason or ())
+        ),
+        split=_split(split),
+        file_size=FileSize() if rows_per_file is None else FileSize(rows=rows_per_file),
         intended_use=intended_use(commercial, competing, redistribution),
     )
     with client() as api:
@@ -56,24 +76,59 @@ def export(
     )
 
 
+def _pair(text: str) -> tuple[str, JsonValue]:
+    """`name=value`; a value that is JSON is taken as such, anything else is text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r}: write NAME=VALUE", param_hint="--option")
+    try:
+        found: JsonValue = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        found = value
+    return name, found
+
+
+def _split(text: str | None) -> "Split":
+    from app.domain.splits import Split
+
+    if text is None:
+        return Split()
+    try:
+        given = dict(_pair(part.strip()) for part in text.split(","))
+        return Split.model_validate({"train": 0, **given})
+    except ValidationError as error:
+        reasons = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
+        raise typer.BadParameter(reasons, param_hint="--split") from error
+
+
 def await_export(api: "RetortClient", export: "ExportView", console: Console) -> "ExportView":
     """An export, once it is completed. Raises `CommandFailed` where it fails."""
     with Progress(
         TextColumn("Exporting"),
         BarColumn(bar_width=28),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows"),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows{task.fields[told]}"),
         console=console,
         disable=not console.is_terminal,
         transient=True,
     ) as bar:
-        task = bar.add_task("", total=export.n_rows_expected)
-        while export.status in (ExportStatus.READY, ExportStatus.RUNNING):
+        task = bar.add_task("", total=export.n_rows_expected, told="")
+        waits: str | None = None
+        while export.status in _UNDER_WAY:
             time.sleep(_EVERY)
             export = api.export(export.id)
-            bar.update(task, completed=export.n_rows)
+            bar.update(task, completed=export.n_rows_seen, told=_told(export))
+            if export.status == ExportStatus.PARKED and export.error != waits:
+                waits = export.error
+                console.print(f"Export {export.id} waits: {waits}", soft_wrap=True)
     if export.status != ExportStatus.COMPLETED:
-        raise CommandFailed(f"export {export.id} failed: {export.error}", Exit.FAILED, "export-failed")
+        reason = f": {export.error}" if export.error else ""
+        raise CommandFailed(f"export {export.id} {export.status}{reason}", Exit.FAILED, "export-failed")
     return export
+
+
+def _told(export: "ExportView") -> str:
+    left = "" if export.eta_seconds is None else f", {duration(export.eta_seconds)} left"
+    return f", {export.n_bytes / 2**20:,.1f} MiB in {len(export.files)} finished files{left}"
 
 
 def fetch(api: "RetortClient", export: "ExportView", to: Path) -> None:

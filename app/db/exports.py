@@ -1,36 +1,51 @@
 """Exports and their files: claimed like shards, under a lease and a fencing token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.db.models import (
-    Completion,
-    Counter,
-    Export,
-    ExportFile,
-    Job,
-    Lane,
-    PromptRow,
-    PromptSet,
-    Segment,
-    Shard,
-    Stage,
-)
+from app.db.models import Export, ExportFile
 from app.db.session import db_now
-from app.domain.lifecycle import CompletionStatus, ExportStatus
+from app.domain.lifecycle import ExportStatus
 
-_PAGE = 256
+_ACTIVE = (ExportStatus.READY, ExportStatus.RUNNING, ExportStatus.PARKED)
 
 
 @dataclass(frozen=True, slots=True)
 class ExportClaim:
+    """`attempts`: claims since the last file was finished, this one included."""
+
     export_id: str
     epoch: int
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    n_rows: int
+    n_seen: int
+    n_bytes: int
+    rows_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedFile:
+    """A file that is synced. `place`: its last row, behind which the next attempt goes on; None beside the data."""
+
+    name: str
+    path: str
+    n_bytes: int
+    sha256: bytes
+    n_rows: int | None = None
+    split: str | None = None
+    place: list[Any] | None = None
+    counts: dict[str, Any] | None = None
+
+    def row(self, export_id: str) -> dict[str, Any]:
+        return {"export_id": export_id, **{name: getattr(self, name) for name in self.__slots__}}
 
 
 def get(session: Session, project_id: str, export_id: str) -> Export | None:
@@ -54,14 +69,43 @@ def files(session: Session, export_ids: Sequence[str]) -> dict[str, list[ExportF
     return found
 
 
+def end(session: Session, export_id: str, status: ExportStatus, only_active: bool) -> bool:
+    """Cancel or delete: a worker that makes it finds its fence gone. The files' rows go with them."""
+    allowed = Export.status.in_(_ACTIVE) if only_active else Export.status != status
+    done = session.execute(
+        update(Export)
+        .where(Export.id == export_id, allowed)
+        .values(
+            status=status,
+            epoch=Export.epoch + 1,
+            ended_at=func.coalesce(Export.ended_at, db_now()),
+            lease_until=None,
+            owner=None,
+            path=None,
+        )
+    )
+    if not done.rowcount:  # type: ignore[attr-defined]
+        return False
+    session.execute(delete(ExportFile).where(ExportFile.export_id == export_id))
+    return True
+
+
+# -- the worker's side -----------------------------------------------------------------------------------------
+
+
 def claim(connection: Connection, owner: str, lease_seconds: float) -> ExportClaim | None:
-    """Take the oldest export that waits or whose worker is gone."""
+    """Take the oldest export that waits, whose time to be tried again has come, or whose worker is gone.
+
+    A worker makes one export at a time: one that it holds when it asks for the next was left by an error.
+    """
+    due = or_(Export.lease_until < db_now(), Export.owner == owner)
     choice = (
         select(Export.id)
         .where(
             or_(
                 Export.status == ExportStatus.READY,
-                (Export.status == ExportStatus.RUNNING) & (Export.lease_until < db_now()),
+                and_(Export.status == ExportStatus.PARKED, Export.lease_until < db_now()),
+                and_(Export.status == ExportStatus.RUNNING, due),
             )
         )
         .order_by(Export.id)
@@ -78,30 +122,73 @@ def claim(connection: Connection, owner: str, lease_seconds: float) -> ExportCla
             attempts=Export.attempts + 1,
             lease_until=db_now() + lease_seconds,
             started_at=func.coalesce(Export.started_at, db_now()),
-            n_rows=0,
         )
         .returning(Export.id, Export.epoch, Export.attempts)
     ).one_or_none()
     return None if row is None else ExportClaim(row.id, row.epoch, row.attempts)
 
 
+def row_of(connection: Connection, export_id: str) -> Row[Any]:
+    return connection.execute(select(Export.__table__).where(Export.id == export_id)).one()
+
+
+def finished(connection: Connection, export_id: str) -> list[FinishedFile]:
+    """The data files that earlier attempts finished, by name."""
+    found = connection.execute(
+        select(ExportFile.__table__).where(ExportFile.export_id == export_id).order_by(ExportFile.name)
+    )
+    return [FinishedFile(**{name: getattr(row, name) for name in FinishedFile.__slots__}) for row in found]
+
+
 def _ours(claim: ExportClaim) -> tuple[Any, ...]:
     return (Export.id == claim.export_id, Export.epoch == claim.epoch, Export.status == ExportStatus.RUNNING)
 
 
-def beat(connection: Connection, claim: ExportClaim, n_rows: int, lease_seconds: float) -> bool:
-    """Show progress and prolong the lease. False: another worker makes this export now."""
+def beat(connection: Connection, claim: ExportClaim, progress: Progress, lease_seconds: float) -> bool:
+    """Show progress and prolong the lease. False: it is not ours any more, or was cancelled."""
     return bool(
         connection.execute(
-            update(Export).where(*_ours(claim)).values(n_rows=n_rows, lease_until=db_now() + lease_seconds)
+            update(Export)
+            .where(*_ours(claim))
+            .values(
+                n_rows=progress.n_rows,
+                n_seen=progress.n_seen,
+                n_bytes=progress.n_bytes,
+                rows_per_second=progress.rows_per_second,
+                lease_until=db_now() + lease_seconds,
+                error=None,
+            )
         ).rowcount
     )
 
 
-def release(connection: Connection, claim: ExportClaim) -> None:
-    connection.execute(
-        update(Export).where(*_ours(claim)).values(status=ExportStatus.READY, lease_until=None)
-    )
+def add_file(connection: Connection, claim: ExportClaim, file: FinishedFile) -> bool:
+    """Keep a finished data file: no attempt writes it again. False: the export is not ours any more."""
+    if not connection.execute(update(Export).where(*_ours(claim)).values(attempts=0, error=None)).rowcount:
+        return False
+    connection.execute(insert(ExportFile), [file.row(claim.export_id)])
+    return True
+
+
+def leave(
+    connection: Connection,
+    claim: ExportClaim,
+    status: ExportStatus,
+    error: str | None,
+    again_in: float | None,
+) -> bool:
+    """Give an export back: `ready` at once, `parked` for `again_in` seconds, or `failed` for good."""
+    given: dict[str, Any] = {
+        "status": status,
+        "error": error,
+        "owner": None,
+        "lease_until": None if again_in is None else db_now() + again_in,
+    }
+    if status == ExportStatus.FAILED:
+        given["ended_at"] = db_now()
+    if status == ExportStatus.READY:
+        given["attempts"] = Export.attempts - 1  # an orderly end is no sign of trouble
+    return bool(connection.execute(update(Export).where(*_ours(claim)).values(**given)).rowcount)
 
 
 def complete(
@@ -109,8 +196,9 @@ def complete(
     claim: ExportClaim,
     path: str,
     manifest: dict[str, Any],
-    written: list[dict[str, Any]],
+    written: Sequence[FinishedFile],
 ) -> bool:
+    """All files of the export, which lie under `path`, in one transaction. False: it is not ours any more."""
     done = connection.execute(
         update(Export)
         .where(*_ours(claim))
@@ -119,104 +207,14 @@ def complete(
             path=path,
             manifest=manifest,
             n_rows=manifest["n_rows"],
+            n_bytes=sum(file.n_bytes for file in written),
             ended_at=db_now(),
             lease_until=None,
+            owner=None,
             error=None,
         )
     ).rowcount
     if done:
         connection.execute(delete(ExportFile).where(ExportFile.export_id == claim.export_id))
-        connection.execute(insert(ExportFile), [{"export_id": claim.export_id, **file} for file in written])
+        connection.execute(insert(ExportFile), [file.row(claim.export_id) for file in written])
     return bool(done)
-
-
-def fail(connection: Connection, claim: ExportClaim, error: str) -> None:
-    connection.execute(
-        update(Export)
-        .where(*_ours(claim))
-        .values(status=ExportStatus.FAILED, error=error, ended_at=db_now(), lease_until=None)
-    )
-
-
-def jobs(connection: Connection, job_ids: Sequence[str]) -> list[Row[Any]]:
-    return list(connection.execute(select(Job.__table__).where(Job.id.in_(job_ids)).order_by(Job.id)))
-
-
-def lanes(connection: Connection, job_id: str) -> list[Row[Any]]:
-    return list(
-        connection.execute(select(Lane.__table__).where(Lane.job_id == job_id).order_by(Lane.teacher))
-    )
-
-
-def stages(connection: Connection, job_id: str) -> list[Row[Any]]:
-    return list(
-        connection.execute(select(Stage.__table__).where(Stage.job_id == job_id).order_by(Stage.position))
-    )
-
-
-def prompt_set(connection: Connection, prompt_set_id: str) -> Row[Any]:
-    return connection.execute(select(PromptSet.__table__).where(PromptSet.id == prompt_set_id)).one()
-
-
-def totals(connection: Connection, job_id: str) -> dict[str, int]:
-    """All that a job cost, failed and retried calls included."""
-    names = ("completed", "failed", "reused", "prompt_tokens", "completion_tokens", "calls", "retries")
-    row = connection.execute(
-        select(*(func.coalesce(func.sum(getattr(Counter, name)), 0) for name in names)).where(
-            Counter.job_id == job_id
-        )
-    ).one()
-    return dict(zip(names, map(int, row), strict=True))
-
-
-def completed_rows(
-    connection: Connection, job_id: str, prompt_set_id: str, stage: int, until_prompt: int
-) -> Iterator[list[Row[Any]]]:
-    """Completed rows of a stage with their prompts, in pages, in order of (prompt number, teacher, sample index).
-
-    `until_prompt` bounds what a job that still runs may add meanwhile.
-    """
-    place = (-1, 0, 0)
-    key = tuple_(Completion.prompt_number, Completion.teacher, Completion.sample_index)
-    while True:
-        rows = list(
-            connection.execute(
-                select(
-                    Completion.__table__,
-                    PromptRow.body.label("prompt_body"),
-                    PromptRow.source.label("prompt_source"),
-                    PromptRow.custom_id,
-                    PromptRow.license_assumed,
-                    PromptRow.content_hash.label("prompt_hash"),
-                )
-                .join(
-                    PromptRow,
-                    (PromptRow.prompt_set_id == prompt_set_id)
-                    & (PromptRow.number == Completion.prompt_number),
-                )
-                .where(
-                    Completion.job_id == job_id,
-                    Completion.stage == stage,
-                    Completion.prompt_number < until_prompt,
-                    Completion.prompt_number >= place[0],
-                    key > place,
-                    Completion.status == CompletionStatus.COMPLETED,
-                )
-                .order_by(Completion.prompt_number, Completion.teacher, Completion.sample_index)
-                .limit(_PAGE)
-            )
-        )
-        if not rows:
-            return
-        yield rows
-        place = (rows[-1].prompt_number, rows[-1].teacher, rows[-1].sample_index)
-
-
-def token_sources(connection: Connection, shard_ids: Sequence[int]) -> dict[int, tuple[str, bytes]]:
-    """(segment path, sha256) of the shards that have a segment."""
-    found = connection.execute(
-        select(Shard.id, Segment.path, Segment.sha256)
-        .join(Segment, Segment.id == Shard.segment_id)
-        .where(Shard.id.in_(shard_ids))
-    )
-    return {row.id: (row.path, row.sha256) for row in found}

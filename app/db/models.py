@@ -41,6 +41,7 @@ class Base(DeclarativeBase):
         bool: Boolean,
         bytes: LargeBinary,
         dict[str, Any]: JSON,
+        list[Any]: JSON,
     }
 
 
@@ -445,8 +446,8 @@ class Export(Base):
         Index(
             "ix_export_active",
             "status",
-            postgresql_where=text("status IN ('ready', 'running')"),
-            sqlite_where=text("status IN ('ready', 'running')"),
+            postgresql_where=text("status IN ('ready', 'running', 'parked')"),
+            sqlite_where=text("status IN ('ready', 'running', 'parked')"),
         ),
     )
 
@@ -457,10 +458,15 @@ class Export(Base):
     error: Mapped[str | None] = mapped_column(Text)
     selection: Mapped[dict[str, Any]]
     format: Mapped[str]
-    options: Mapped[dict[str, Any]]
+    options: Mapped[dict[str, Any]]  # of the format
+    layout: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # split, file_size
     intended_use: Mapped[dict[str, Any]]
+    watermark: Mapped[float | None]  # rows recorded before it are in the snapshot, no others
     n_rows: Mapped[int] = mapped_column(default=0)
-    n_rows_expected: Mapped[int] = mapped_column(default=0)
+    n_rows_expected: Mapped[int] = mapped_column(default=0)  # before metadata and other filters
+    n_seen: Mapped[int] = mapped_column(default=0, server_default="0")  # of n_rows_expected
+    n_bytes: Mapped[int] = mapped_column(default=0, server_default="0")
+    rows_per_second: Mapped[float | None]
     manifest: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     path: Mapped[str | None]  # folder, relative to the storage URL
     owner: Mapped[str | None]
@@ -478,6 +484,10 @@ class ExportFile(Base):
 
     export_id: Mapped[str] = mapped_column(ForeignKey("export.id"), primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
+    path: Mapped[str | None]  # relative to the storage URL
     n_bytes: Mapped[int]
     n_rows: Mapped[int | None]
     sha256: Mapped[bytes]
+    split: Mapped[str | None]  # of a data file
+    place: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # its last row
+    counts: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

@@ -161,7 +161,7 @@ def _export(api: RetortClient, job: JobView, export_format: str, console: Consol
             continue
         if found.status == ExportStatus.COMPLETED and found.n_rows == job.counts.completed:
             return found
-        if found.status in (ExportStatus.READY, ExportStatus.RUNNING):
+        if found.status in (ExportStatus.READY, ExportStatus.RUNNING, ExportStatus.PARKED):
             return await_export(api, found, console)
         failed += 1
     key = f"demo-{job.id}-{export_format}-{job.counts.completed}-{failed}"

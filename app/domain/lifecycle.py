@@ -61,5 +61,8 @@ class CompletionStatus(StrEnum):
 class ExportStatus(StrEnum):
     READY = "ready"
     RUNNING = "running"
+    PARKED = "parked"  # waits for the storage or after an error; `error` says for what; tried again by itself
     COMPLETED = "completed"
     FAILED = "failed"
+    CANCELLED = "cancelled"
+    DELETED = "deleted"  # the files are gone, the record and its manifest stay

@@ -1,40 +1,153 @@
-"""What an exporter is: it turns rows into files of one format. The service gives it rows in a stable order."""
+"""What a format is: options, a check whether the rows fit, and a writer of batches. Writing one: docs/exports.md."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol
 
-from pydantic import JsonValue
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, JsonValue
 
-from app.domain.columns import TokenColumns
+from app.errors import InvalidInput
+
+
+class FormatOptions(BaseModel):
+    """Base of every format's options: typed, documented, and nothing that is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Unfit(InvalidInput):
+    """These rows cannot be written in this format; says why and what would help."""
+
+    kind = "export-unfit"
 
 
 @dataclass(frozen=True, slots=True)
-class ExportRow:
-    """One completion with all that it came from."""
+class Binding:
+    """What the token ids and logprobs of one teacher in one job are bound to. None: the teacher does not tell.
 
-    row_id: str  # job/stage/prompt number/teacher/sample index
-    messages: list[dict[str, JsonValue]]  # as asked
-    answer: str
-    reasoning: str | None
-    reasoning_source: str | None
-    reasoning_truncated: bool
-    tool_calls: JsonValue
-    tools: JsonValue
-    response_schema: JsonValue
-    reference: JsonValue
-    metadata: dict[str, JsonValue]
-    finish_reason: str | None
-    provenance: dict[str, JsonValue]  # flat: teacher, licences, hashes, parameters, usage …
-    tokens: TokenColumns | None
+    `token_ids`: the teacher gives ids at all. `top_logprobs`: candidates kept per position, 0 for none.
+    """
+
+    job: str
+    teacher: str
+    model: str
+    revision: str | None
+    engine: str | None
+    tokenizer_sha256: str | None
+    chat_template_sha256: str | None
+    vocab_size: int | None
+    token_ids: bool
+    top_logprobs: int
+    logprobs_mode: str = "raw_logprobs"
+    logprobs_temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A finished file of rows. `n_bytes` and `sha256` (hex) are those of the file."""
+
+    name: str
+    split: str
+    n_rows: int
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a finished export holds: all that the files beside the data may tell.
+
+    The same selection gives the same summary: no time, no id of the export, nothing of the worker. What varies is the
+    manifest's. `counts`: column → value → rows, of the columns in `app.exporters.counts.COUNTED`, and `dropped` by
+    reason; `jobs`: the facts of each job as in the manifest.
+    """
+
+    name: str
+    format: str
+    options: dict[str, JsonValue]
+    selection: dict[str, JsonValue]
+    split: dict[str, JsonValue] | None
+    intended_use: dict[str, JsonValue]
+    schema: pa.Schema
+    files: tuple[DataFile, ...]
+    bindings: tuple[Binding, ...]
+    jobs: tuple[dict[str, JsonValue], ...]
+    counts: Mapping[str, Mapping[str, int]]
+
+    @property
+    def n_rows(self) -> int:
+        return sum(file.n_rows for file in self.files)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Rows of each split that has any."""
+        found: dict[str, int] = {}
+        for file in self.files:
+            found[file.split] = found.get(file.split, 0) + file.n_rows
+        return found
+
+
+class Shard(Protocol):
+    """One data file that is being written."""
+
+    n_rows: int
+    """Rows written so far, as the format counts them (packed rows, where it packs)."""
+
+    dropped: dict[str, int]
+    """Rows of the batches that the format left out, by reason: a full phrase, such as `no token ids`."""
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a batch: some tens of MiB at most, cut at the same rows whenever the same selection is exported."""
+        ...
+
+    def close(self) -> None:
+        """Finish the file. Whoever opened the target closes it."""
+        ...
 
 
 class Exporter(Protocol):
-    """A format. `suffix` ends the data files' names; `needs_tokens` says whether token columns are read for it."""
+    """A format, bound to its options. Equal batches give equal bytes. Holds nothing between files."""
 
     suffix: str
-    needs_tokens: bool
+    """Ends the data files' names, for example `.parquet`."""
 
-    def write(self, rows: Iterator[ExportRow], file: IO[bytes]) -> None:
-        """All of `rows` as one file, in bounded memory, equal bytes for equal rows."""
+    needs_tokens: bool
+    """Whether the batches must have the columns of `batch.TOKENS`."""
+
+    def check(self, bindings: Sequence[Binding]) -> None:
+        """Raises `Unfit` where rows of these teachers cannot be written so. Called before anything is written."""
         ...
+
+    def schema(self) -> pa.Schema:
+        """The columns of the data files, for the files that describe them."""
+        ...
+
+    def open(self, file: IO[bytes], split: str) -> Shard:
+        """Begin a data file of one split."""
+        ...
+
+    def companions(self, summary: Summary) -> Mapping[str, bytes]:
+        """Files that belong beside the data, by name: what the trainer reads, `load.py`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What a module of a format offers to the registry as `FORMAT`."""
+
+    summary: str
+    options: type[FormatOptions]
+    build: Callable[[Any], Exporter]
+
+
+@dataclass(slots=True)
+class Counted:
+    """The two numbers that every shard keeps."""
+
+    n_rows: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def drop(self, reason: str, n: int) -> None:
+        if n:
+            self.dropped[reason] = self.dropped.get(reason, 0) + n

@@ -4,63 +4,61 @@ from datasets import load_dataset
 rows = load_dataset("json", data_files="DIR/*.jsonl")["train"]
 """
 
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, Any, Final, Literal
 
-import orjson
-from pydantic import JsonValue
+import pyarrow as pa
+from pydantic import Field
 
-from app.exporters.base import ExportRow
+from app.exporters import batch as columns
+from app.exporters import chat
+from app.exporters.base import Binding, Counted, Format, FormatOptions, Summary
+from app.exporters.lines import LinesShard, rows_of
+
+_ROW: Final = ("row_id", "messages")
+
+
+class JsonlOptions(FormatOptions):
+    reasoning: chat.Reasoning = Field(
+        "field",
+        description="Where the trace goes: `field` (`reasoning_content` beside `content`), `think` "
+        "(`<think>…</think>` before the content), or `drop`.",
+    )
+    columns: Literal["all", "messages"] = Field(
+        "all", description="`messages`: `row_id` and the conversation, nothing else."
+    )
 
 
 class JsonlExporter:
     suffix = ".jsonl"
     needs_tokens = False
 
-    def write(self, rows: Iterator[ExportRow], file: IO[bytes]) -> None:
-        for row in rows:
-            file.write(orjson.dumps(self.line(row), option=orjson.OPT_APPEND_NEWLINE))
+    def __init__(self, options: JsonlOptions) -> None:
+        self._reasoning = options.reasoning
+        dropped = () if options.reasoning == "field" else ("reasoning", "reasoning_source")
+        self._names = [
+            name for name in (columns.TEXT.names if options.columns == "all" else _ROW) if name not in dropped
+        ]
 
-    def line(self, row: ExportRow) -> dict[str, JsonValue]:
-        # Free-form values are JSON text: a loader that infers one schema for all lines stays calm.
-        answer: dict[str, JsonValue] = {
-            "role": "assistant",
-            "content": row.answer,
-            "reasoning_content": row.reasoning,
-            "tool_calls_json": _json(row.tool_calls),
-        }
-        return {
-            "row_id": row.row_id,
-            "messages": [
-                *(
-                    {
-                        "role": message["role"],
-                        "content": text_of(message.get("content")),
-                        "reasoning_content": message.get("reasoning_content"),
-                        "tool_calls_json": _json(message.get("tool_calls")),
-                    }
-                    for message in row.messages
-                ),
-                answer,
-            ],
-            "prompt": text_of(row.messages[-1].get("content")),
-            "answer": row.answer,
-            "reasoning": row.reasoning,
-            "reasoning_source": row.reasoning_source,
-            "reasoning_truncated": row.reasoning_truncated,
-            "finish_reason": row.finish_reason,
-            "reference": None if row.reference is None else text_of(row.reference),
-            "tools_json": _json(row.tools),
-            "response_schema_json": _json(row.response_schema),
-            "metadata_json": _json(row.metadata),
-            **row.provenance,
-        }
+    def check(self, bindings: Sequence[Binding]) -> None:
+        """Any row has a place here."""
+
+    def schema(self) -> pa.Schema:
+        return self._table(columns.empty(self.needs_tokens)).schema
+
+    def open(self, file: IO[bytes], split: str) -> LinesShard:
+        return LinesShard(file, self._lines)
+
+    def companions(self, summary: Summary) -> Mapping[str, bytes]:
+        return {}
+
+    def _lines(self, batch: pa.RecordBatch, counted: Counted) -> Iterable[dict[str, Any]]:
+        return rows_of(self._table(batch))
+
+    def _table(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        messages = chat.chat(batch, self._reasoning)
+        arrays = [messages if name == "messages" else batch.column(name) for name in self._names]
+        return pa.RecordBatch.from_arrays(arrays, names=self._names)
 
 
-def text_of(value: JsonValue) -> str | None:
-    """A string as it is; anything else as JSON text."""
-    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
-
-
-def _json(value: JsonValue) -> str | None:
-    return None if value is None or value == {} else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+FORMAT = Format("Chat messages and provenance, a completion a line; no tokens.", JsonlOptions, JsonlExporter)

@@ -1,40 +1,27 @@
-"""`parquet`: the native rows, token columns included, flat and token-aligned.
+"""`parquet`: the native rows, token columns included, flat and token-aligned. Nothing is lost in this format.
 
     from datasets import load_dataset
     rows = load_dataset("parquet", data_files="DIR/*.parquet")["train"]
     ids = rows[0]["topk_ids"]        # flat: position by position, `lp_k` candidates each, likeliest first
 
-Row i of the signal is the distribution that token i was drawn from: natural logarithms, unnormalised over the
-candidates kept, at temperature 1. `input_ids` is the prompt's ids and then the completion's; `lp_first` is where the
-signal begins.
+`input_ids` is the prompt's ids and then the completion's; row i of the signal belongs to token `lp_first` + i and is
+the distribution that it was drawn from: natural logarithms, unnormalised over the candidates kept, at temperature 1.
+`loss_mask` is 1 where a token was drawn, 0 for the prompt and for tokens that were put there.
 """
 
-from collections.abc import Iterator
-from itertools import islice
-from typing import IO, Any, Final
+from collections.abc import Mapping, Sequence
+from typing import IO, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import Field
 
-from app.exporters.base import ExportRow
-from app.exporters.jsonl import JsonlExporter
+from app.exporters import batch as columns
+from app.exporters import lists
+from app.exporters.base import Binding, Counted, Format, FormatOptions, Summary
+from app.exporters.parquet import ParquetShard
 
-_ROWS_AT_ONCE: Final = 256
-
-_MESSAGE = pa.struct(
-    [(name, pa.string()) for name in ("role", "content", "reasoning_content", "tool_calls_json")]
-)
-_TEXT: Final = (
-    "prompt",
-    "answer",
-    "reasoning",
-    "reasoning_source",
-    "finish_reason",
-    "reference",
-    "tools_json",
-)
-_SIGNAL: Final = {
+_SIGNAL: Final[dict[str, pa.DataType]] = {
     "input_ids": pa.list_(pa.int32()),
     "loss_mask": pa.list_(pa.int8()),
     "lp_first": pa.int32(),
@@ -45,90 +32,86 @@ _SIGNAL: Final = {
     "sampled_logprob": pa.list_(pa.float32()),
     "sampled_rank": pa.list_(pa.int32()),
     "tail_logmass": pa.list_(pa.float32()),
+    "lp_capture": pa.string(),
+    "lp_mode": pa.string(),
+    "lp_temperature": pa.float32(),
 }
-PROVENANCE: Final = {
-    "job": pa.string(),
-    "stage": pa.int16(),
-    "prompt_number": pa.int64(),
-    "sample_index": pa.int16(),
-    "custom_id": pa.string(),
-    "teacher": pa.string(),
-    "teacher_model": pa.string(),
-    "teacher_revision": pa.string(),
-    "teacher_access_route": pa.string(),
-    "teacher_license": pa.string(),
-    "teacher_terms": pa.string(),
-    "prompt_license": pa.string(),
-    "prompt_license_assumed": pa.bool_(),
-    "prompt_source": pa.string(),
-    "prompt_sha256": pa.string(),
-    "prompt_set": pa.string(),
-    "sampling_json": pa.string(),
-    "engine": pa.string(),
-    "attempts": pa.int16(),
-    "calls": pa.int16(),
-    "latency_ms": pa.int32(),
-    "prompt_tokens": pa.int32(),
-    "completion_tokens": pa.int32(),
-    "reasoning_tokens": pa.int32(),
-    "request_sha256": pa.string(),
-    "response_sha256": pa.string(),
-    "content_sha256": pa.string(),
-    "generated_at": pa.string(),
-}
-SCHEMA: Final = pa.schema(
-    [
-        ("row_id", pa.string()),
-        ("messages", pa.list_(_MESSAGE)),
-        *((name, pa.string()) for name in _TEXT),
-        ("reasoning_truncated", pa.bool_()),
-        ("response_schema_json", pa.string()),
-        ("metadata_json", pa.string()),
-        *PROVENANCE.items(),
-        *_SIGNAL.items(),
-    ]
+SCHEMA: Final = pa.schema([*columns.TEXT, *_SIGNAL.items()])
+REPEATED: Final = (
+    "split",
+    "reasoning_source",
+    "finish_reason",
+    "job",
+    "teacher",
+    "teacher_model",
+    "teacher_revision",
+    "teacher_access_route",
+    "teacher_license",
+    "teacher_terms",
+    "prompt_license",
+    "prompt_source",
+    "prompt_set",
+    "sampling_json",
+    "engine",
+    "tokenizer_sha256",
+    "chat_template_sha256",
+    "lp_capture",
+    "lp_mode",
 )
+
+
+class NativeOptions(FormatOptions):
+    compression_level: int = Field(3, ge=1, le=19, description="Of zstd.")
 
 
 class NativeExporter:
     suffix = ".parquet"
     needs_tokens = True
 
-    def write(self, rows: Iterator[ExportRow], file: IO[bytes]) -> None:
-        text = JsonlExporter()
-        with pq.ParquetWriter(
-            file,
-            SCHEMA,
-            compression="zstd",
-            compression_level=9,
-            use_dictionary=[n for n, t in zip(SCHEMA.names, SCHEMA.types, strict=True) if t == pa.string()],
-            column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _split()},
-            data_page_version="2.0",
-        ) as writer:
-            while portion := list(islice(rows, _ROWS_AT_ONCE)):
-                table = pa.Table.from_pylist([{**text.line(row), **_signal(row)} for row in portion], SCHEMA)
-                writer.write_table(table)
+    def __init__(self, options: NativeOptions) -> None:
+        self._level = options.compression_level
 
+    def check(self, bindings: Sequence[Binding]) -> None:
+        """Any row has a place here: one without tokens has nulls in the signal columns."""
 
-def _split() -> list[str]:
-    return [name for name, kind in _SIGNAL.items() if pa.types.is_list(kind) and name != "loss_mask"]
+    def schema(self) -> pa.Schema:
+        return SCHEMA
 
+    def open(self, file: IO[bytes], split: str) -> ParquetShard:
+        return ParquetShard(file, SCHEMA, native_rows, REPEATED, self._level)
 
-def _signal(row: ExportRow) -> dict[str, Any]:
-    tokens = row.tokens
-    if tokens is None:
+    def companions(self, summary: Summary) -> Mapping[str, bytes]:
         return {}
-    prompt = len(tokens.prompt_ids)
-    mask = np.concatenate([np.zeros(prompt, np.int8), tokens.sampled.astype(np.int8)])
-    return {
-        "input_ids": np.concatenate([tokens.prompt_ids, tokens.token_ids]),
-        "loss_mask": mask,
-        "lp_first": prompt,
-        "lp_count": len(tokens),
-        "lp_k": tokens.k,
-        "topk_ids": tokens.topk_ids.reshape(-1),
-        "topk_logprobs": tokens.topk_logprobs.reshape(-1),
-        "sampled_logprob": tokens.sampled_logprob,
-        "sampled_rank": tokens.sampled_rank,
-        "tail_logmass": tokens.tail_logmass,
+
+
+def native_rows(batch: pa.RecordBatch, counted: Counted) -> pa.Table:
+    """A batch as rows of `SCHEMA`."""
+    prompt, token = batch.column("prompt_ids"), batch.column("token_ids")
+    valid = lists.validity(token)
+    n_prompt, n_token = lists.lengths(prompt), lists.lengths(token)
+    both = n_prompt + n_token
+    ids = lists.joined(lists.flat(prompt), n_prompt, lists.flat(token), n_token)
+    unmasked = np.zeros(int(n_prompt.sum()), np.int8)
+    mask = lists.joined(unmasked, n_prompt, lists.flat(batch.column("sampled")).astype(np.int8), n_token)
+    there = pa.array(~valid)
+    made = {
+        "input_ids": lists.list_column(ids, both, _SIGNAL["input_ids"], valid),
+        "loss_mask": lists.list_column(mask, both, _SIGNAL["loss_mask"], valid),
+        "lp_first": pa.array(n_prompt.astype(np.int32), mask=~valid),
+        "lp_count": pa.array(n_token.astype(np.int32), mask=~valid),
+        "lp_capture": _constant("sample", there),
+        "lp_mode": _constant("raw_logprobs", there),
+        "lp_temperature": _constant(np.float32(1.0), there),
     }
+    arrays = [made[name] if name in made else batch.column(name) for name in SCHEMA.names]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _constant(value: object, missing: pa.Array) -> pa.Array:
+    """`value` in every row that is not `missing`."""
+    return pa.array([value, None]).take(missing.cast(pa.int8()))
+
+
+FORMAT = Format(
+    "Every column there is, token ids and logprobs included, as Parquet.", NativeOptions, NativeExporter
+)

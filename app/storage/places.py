@@ -6,6 +6,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
@@ -23,11 +24,32 @@ class Written:
     sha256: bytes
 
 
+class NewFile(Protocol):
+    """A file that is being written, under a name that nobody else sees. Every method raises `StorageError`."""
+
+    @property
+    def file(self) -> IO[bytes]:
+        """To append to."""
+        ...
+
+    def finish(self) -> Written:
+        """The file appears under its path, whole and durable."""
+        ...
+
+    def abandon(self) -> None:
+        """Nothing was written; what still comes goes nowhere (a Parquet writer that is let go writes its end)."""
+        ...
+
+
 class Storage(Protocol):
     """Files by relative, `/`-separated path. Every method raises `StorageError`."""
 
     @property
     def url(self) -> str: ...
+
+    def new_file(self, path: str) -> NewFile:
+        """Begin a file that appears at `path` when it is finished, and never in part."""
+        ...
 
     def write_atomically(self, path: str, writer: Callable[[IO[bytes]], None]) -> Written:
         """Give `writer` a file to append to; the path appears when it returns, durable, and never in part."""
@@ -57,13 +79,6 @@ class Storage(Protocol):
         """A second file with the same bytes, whole or not there."""
         ...
 
-    def publish(self, folder: str, name: str) -> str:
-        """Give a finished folder its name. Returns where it lies now: `name`, or `folder` where there is no renaming.
-
-        Raises `StorageError` where `name` is taken: whoever was first stays.
-        """
-        ...
-
     def delete_folder(self, folder: str) -> None: ...
 
 
@@ -80,24 +95,35 @@ def open_storage(url: str) -> Storage:
 class HashingFile:
     """An append-only file that knows the size and SHA-256 of what went through it."""
 
-    def __init__(self, target: IO[bytes]) -> None:
+    def __init__(self, target: IO[bytes], failed: Callable[[OSError], StorageError]) -> None:
         self._target = target
+        self._failed = failed
         self._sha256 = hashlib.sha256()
         self._n_bytes = 0
+        self._discarded = False
         self.closed = False
+
+    def discard(self) -> None:
+        """From now on nothing is written."""
+        self._discarded = True
 
     def write(self, data: bytes | memoryview) -> int:
         self._sha256.update(data)
         n = memoryview(data).nbytes
         self._n_bytes += n
-        self._target.write(data)
+        if self._discarded:
+            return n
+        try:
+            self._target.write(data)
+        except OSError as error:
+            raise self._failed(error) from error
         return n
 
     def tell(self) -> int:
         return self._n_bytes
 
     def flush(self) -> None:
-        self._target.flush()
+        """The file is flushed when it is finished."""
 
     def close(self) -> None:
         """Whoever opened the target closes it."""
@@ -137,27 +163,11 @@ class LocalFolder:
         """Where a file lies on this machine."""
         return self._root / checked_path(path)
 
+    def new_file(self, path: str) -> NewFile:
+        return _LocalNewFile(self._root, path, self.path(path))
+
     def write_atomically(self, path: str, writer: Callable[[IO[bytes]], None]) -> Written:
-        final = self.path(path)
-        partial = final.with_name(f".{final.name}.{secrets.token_hex(6)}{PARTIAL}")
-        try:
-            _make_folder(final.parent)
-            try:
-                with partial.open("xb", buffering=1 << 20) as file:
-                    hashing = HashingFile(file)
-                    writer(hashing)  # type: ignore[arg-type]
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(final)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-            _sync_folder(final.parent)
-        except OSError as error:
-            raise StorageError(
-                f"{path} cannot be written under {self._root}: {error.strerror or error}"
-            ) from error
-        return hashing.written()
+        return written_whole(self, path, writer)
 
     def open(self, path: str) -> IO[bytes]:
         try:
@@ -192,20 +202,17 @@ class LocalFolder:
         yield from sorted(file.relative_to(self._root).as_posix() for file in found)
 
     def copy(self, source: str, target: str) -> None:
-        with self.open(source) as file:
-            self.write_atomically(target, lambda out: shutil.copyfileobj(file, out, 1 << 20))
-
-    def publish(self, folder: str, name: str) -> str:
-        final = self.path(name)
+        final = self.path(target)
+        partial = _partial(final)
         try:
             _make_folder(final.parent)
-            if final.exists():
-                raise StorageError(f"{name} is there already")
-            self.path(folder).rename(final)
+            os.link(self.path(source), partial)  # finished files never change: two names may share the bytes
+            partial.replace(final)
             _sync_folder(final.parent)
-        except OSError as error:
-            raise StorageError(f"{folder} cannot become {name}: {error.strerror or error}") from error
-        return name
+        except OSError:
+            # Not every file system has links; what else was wrong shows here again.
+            with self.open(source) as file:
+                self.write_atomically(target, lambda out: shutil.copyfileobj(file, out, 1 << 20))
 
     def delete_folder(self, folder: str) -> None:
         try:
@@ -217,6 +224,61 @@ class LocalFolder:
 
     def _missing(self, path: str, error: OSError) -> StorageError:
         return StorageError(f"{path} cannot be read under {self._root}: {error.strerror or error}")
+
+
+def written_whole(storage: Storage, path: str, writer: Callable[[IO[bytes]], None]) -> Written:
+    """`write_atomically` in terms of `new_file`."""
+    new = storage.new_file(path)
+    try:
+        writer(new.file)
+    except BaseException:
+        new.abandon()
+        raise
+    return new.finish()
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f".{final.name}.{secrets.token_hex(6)}{PARTIAL}")
+
+
+class _LocalNewFile:
+    """Beside its final place until it is synced; a full disk shows as `StorageError` from any of its methods."""
+
+    def __init__(self, root: Path, path: str, final: Path) -> None:
+        self._said = f"{path} cannot be written under {root}"
+        self._final = final
+        self._partial = _partial(final)
+        try:
+            _make_folder(final.parent)
+            self._target = self._partial.open("xb", buffering=1 << 20)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._hashing = HashingFile(self._target, self._failed)
+
+    @property
+    def file(self) -> IO[bytes]:
+        return self._hashing  # type: ignore[return-value] # all of it that a writer uses
+
+    def finish(self) -> Written:
+        try:
+            self._target.flush()
+            os.fsync(self._target.fileno())
+            self._target.close()
+            self._partial.replace(self._final)
+            _sync_folder(self._final.parent)
+        except OSError as error:
+            self.abandon()
+            raise self._failed(error) from error
+        return self._hashing.written()
+
+    def abandon(self) -> None:
+        self._hashing.discard()
+        with suppress(OSError):  # closing flushes: on a full disk it fails, and closes all the same
+            self._target.close()
+        self._partial.unlink(missing_ok=True)
+
+    def _failed(self, error: OSError) -> StorageError:
+        return StorageError(f"{self._said}: {error.strerror or error}")
 
 
 def _make_folder(folder: Path) -> None:

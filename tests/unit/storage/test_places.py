@@ -55,19 +55,6 @@ def test_no_path_leaves_the_storage(tmp_path: Path, path: str) -> None:
         storage.open(path)
 
 
-def test_publishing_a_folder_never_replaces_another(tmp_path: Path) -> None:
-    storage = LocalFolder(tmp_path)
-    for folder in ("one", "two"):
-        storage.write_atomically(f"staged/{folder}/a", writes(folder.encode()))
-    assert storage.publish("staged/one", "done/it") == "done/it"
-    with pytest.raises(StorageError, match="is there already"):
-        storage.publish("staged/two", "done/it")
-    with storage.open("done/it/a") as file:
-        assert file.read() == b"one"
-    storage.delete_folder("staged")
-    assert list(storage.list()) == ["done/it/a"]
-
-
 def test_copies_are_files_of_their_own(tmp_path: Path) -> None:
     storage = LocalFolder(tmp_path)
     storage.write_atomically("a", writes(b"x"))

@@ -1,0 +1,62 @@
+"""The files beside the data: what the format brings, and the manifest. All but the manifest follow from the summary.
+
+A file that every format gets (a card, a notice) is a function of the summary in `_EVERY`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+import pyarrow as pa
+from pydantic import JsonValue
+from sqlalchemy import Row
+
+from app.domain.version import code_version
+from app.exporters import Exporter, Summary
+
+MANIFEST: Final = "manifest.json"
+
+_EVERY: Final[Mapping[str, Callable[[Summary], bytes]]] = {}
+
+
+def beside(exporter: Exporter, summary: Summary) -> dict[str, bytes]:
+    """Name → content, the manifest apart. Raises `ValueError` where a format takes a name that is taken."""
+    made = dict(exporter.companions(summary))
+    taken = {MANIFEST, *_EVERY, *(file.name for file in summary.files)}
+    if double := sorted(taken & set(made)):
+        raise ValueError(f"format {summary.format!r} brings files whose names are taken: {', '.join(double)}")
+    return made | {name: write(summary) for name, write in _EVERY.items()}
+
+
+def manifest(export: Row[Any], summary: Summary, files: Sequence[dict[str, JsonValue]]) -> dict[str, Any]:
+    """What the export is, file by file. The one file that holds what varies: the id, times, versions of libraries."""
+    return {
+        "format_version": 2,
+        "export": export.id,
+        "name": export.name,
+        "format": export.format,
+        "options": export.options,
+        "n_rows": summary.n_rows,
+        "splits": summary.splits,
+        "selection": export.selection,
+        "layout": export.layout,
+        "intended_use": export.intended_use,
+        "counts": summary.counts,
+        "code_version": code_version(),
+        "pyarrow_version": pa.__version__,
+        "watermark": _moment(export.watermark),
+        "created_at": _moment(export.created_at),
+        "files": list(files),
+        "jobs": list(summary.jobs),
+    }
+
+
+def as_json(value: object) -> bytes:
+    """For people and programs: indented, keys in order, a newline at the end."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+    return orjson.dumps(value, option=options)
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

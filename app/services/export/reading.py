@@ -1,0 +1,192 @@
+"""The selected rows as batches: page after page by keyset, each in a transaction of its own, in bounded memory.
+
+The order is (job, stage, prompt number, teacher's position, sample index): it does not depend on who reads, in which
+pages, or where a reader began.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Engine
+
+from app.db import export_rows as rows
+from app.db.export_rows import NAMES, Wanted
+from app.db.session import reading
+from app.domain.splits import SPLITS, Split
+from app.exporters import batch as columns
+from app.services.export.columns import parsed, splits_of, text_batch, text_sizes
+from app.services.export.facts import JobFacts, StageFacts
+from app.services.export.spec import Selection
+from app.services.export.tokens import Tokens, token_sizes
+from app.storage.places import Storage
+
+_PAGE_BYTES = 16 * 1024 * 1024
+_PAGE_ROWS = 4096
+_AHEAD = 2
+_TEACHER, _PROMPT, _SAMPLE = (NAMES.index(name) for name in ("teacher", "prompt_number", "sample_index"))
+
+# (job, position of the stage, prompt number, teacher, sample index): tuples compare as rows follow one another.
+Place = tuple[str, int, int, int, int]
+START: Place = ("", 0, -1, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Consecutive rows. `sizes`: bytes that each takes, roughly. `seen`: rows looked at, also those left out."""
+
+    batch: pa.RecordBatch
+    sizes: NDArray[np.int64]
+    seen: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """All that decides which rows there are, and in which columns."""
+
+    database: Engine
+    storage: Storage
+    jobs: Sequence[JobFacts]
+    selection: Selection
+    split: Split
+    watermark: float
+    with_tokens: bool
+
+    def pages(self, done: Mapping[str, Place]) -> Iterator[Page]:
+        """The rows in order, of each split those behind its place in `done`."""
+        tokens = Tokens(self.storage)
+        places = [done.get(name, START) for name in self.split.names]
+        after = min(places)
+        try:
+            for job in self.jobs:
+                for stage in job.stages:
+                    if job.lanes and (job.id, stage.position) >= after[:2]:
+                        begin = after[2:] if (job.id, stage.position) == after[:2] else rows.FIRST
+                        # Where all splits begin at once, SQL has left out what is done.
+                        skip = done if any(place != after for place in places) else {}
+                        yield from self._stage(job, stage, begin, skip, tokens)
+        finally:
+            tokens.close()
+
+    def _stage(
+        self,
+        job: JobFacts,
+        stage: StageFacts,
+        after: rows.Place,
+        done: Mapping[str, Place],
+        tokens: Tokens,
+    ) -> Iterator[Page]:
+        asked = self._wanted(job)
+        width = 17 + 8 * stage.top_logprobs if self.with_tokens else 0
+        while True:
+            with reading(self.database) as connection:
+                found = rows.page(
+                    connection,
+                    job.id,
+                    job.prompt_set,
+                    stage.position,
+                    asked,
+                    after,
+                    _PAGE_ROWS,
+                    _PAGE_BYTES,
+                    width,
+                )
+                if not found:
+                    return
+                page = self._page(connection, job, stage, found, done, tokens)
+            after = (found[-1][_PROMPT], found[-1][_TEACHER], found[-1][_SAMPLE])
+            yield page
+
+    def _page(
+        self,
+        connection: Connection,
+        job: JobFacts,
+        stage: StageFacts,
+        found: list[Sequence[Any]],
+        done: Mapping[str, Place],
+        tokens: Tokens,
+    ) -> Page:
+        seen = len(found)
+        bodies = parsed(found)
+        if self.selection.metadata:
+            kept = [i for i, body in enumerate(bodies) if _passes(self.selection, body)]
+            found, bodies = [found[i] for i in kept], [bodies[i] for i in kept]
+        splits = splits_of(bodies, self.split)
+        if done:
+            kept = [
+                i
+                for i, (row, split) in enumerate(zip(found, splits, strict=True))
+                if (job.id, stage.position, row[_PROMPT], row[_TEACHER], row[_SAMPLE])
+                > done.get(SPLITS[split], START)
+            ]
+            found, bodies = [found[i] for i in kept], [bodies[i] for i in kept]
+            splits = [splits[i] for i in kept]
+        if not found:
+            return Page(columns.empty(self.with_tokens), np.zeros(0, np.int64), seen)
+        batch = text_batch(found, bodies, splits, job, stage)
+        sizes = text_sizes(batch, found)
+        if self.with_tokens:
+            arrays = tokens.columns(connection, found)
+            sizes = sizes + token_sizes(arrays)
+            batch = pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=columns.schema(True))
+        return Page(batch, sizes, seen)
+
+    def _wanted(self, job: JobFacts) -> Wanted:
+        chosen = self.selection
+        return Wanted(
+            before=self.watermark,
+            lanes=() if job.all_lanes else tuple(lane.position for lane in job.lanes),
+            prompt_licenses=chosen.prompt_licenses,
+            teacher_licenses=chosen.teacher_licenses,
+            finish_reasons=chosen.finish_reasons,
+            reasoning=chosen.reasoning,
+            truncated=chosen.reasoning_truncated,
+        )
+
+
+def _passes(selection: Selection, body: dict[str, Any]) -> bool:
+    metadata = body.get("metadata", {})
+    return all(one.holds(metadata) for one in selection.metadata)
+
+
+@contextmanager
+def ahead(pages: Callable[[], Iterator[Page]]) -> Iterator[Iterator[Page]]:
+    """The same pages, read by a thread of their own, a few ahead: one reads while the other compresses."""
+    made: queue.Queue[Page | BaseException | None] = queue.Queue(_AHEAD)
+    left = threading.Event()
+
+    def put(item: Page | BaseException | None) -> None:
+        while not left.is_set():
+            with suppress(queue.Full):
+                made.put(item, timeout=0.2)
+                return
+
+    def read() -> None:
+        try:
+            for page in pages():
+                put(page)
+                if left.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again where the pages are taken
+            put(error)
+
+    def taken() -> Iterator[Page]:
+        while (item := made.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=read, name="export-reader", daemon=True)
+    thread.start()
+    try:
+        yield taken()
+    finally:
+        left.set()
+        thread.join()

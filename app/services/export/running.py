@@ -1,0 +1,372 @@
+"""An export is made: files under a lease, each kept when it is finished, all of them told in one last commit.
+
+Every attempt writes into a folder of its own, `exports/ID/eEPOCH`, so that a zombie never overwrites its successor's
+files. A file's row is committed when the file is synced; the next attempt goes on behind it. At the end the files of
+earlier attempts are brought into the last one's folder, which then holds the export and nothing else.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from sqlalchemy import Engine, Row
+from sqlalchemy.exc import DBAPIError
+
+from app.db import exports as rows
+from app.db.exports import ExportClaim, FinishedFile, Progress
+from app.db.session import reading, transaction
+from app.domain.lifecycle import ExportStatus
+from app.domain.splits import SPLITS
+from app.errors import InvalidInput, StorageError
+from app.exporters import DataFile, Exporter, Shard, Summary, exporter
+from app.exporters.counts import Counts, add, counts_of, in_order
+from app.services.export import beside
+from app.services.export.facts import JobFacts, facts
+from app.services.export.grouping import Portions
+from app.services.export.reading import START, Page, Place, Source, ahead
+from app.services.export.spec import FileSize, Layout, Selection
+from app.storage.places import NewFile, Storage
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 5  # with an error of ours, before the export fails
+_DEATHS = 20  # of the worker without a word and without a file finished
+_PARK_SECONDS = 15.0
+
+
+class _Gone(Exception):
+    """Another worker makes this export now, it was cancelled, or this worker was asked to stop."""
+
+
+def folder_of(export_id: str) -> str:
+    """Where all attempts at an export write."""
+    return f"exports/{export_id}"
+
+
+def run_next(
+    database: Engine,
+    storage: Storage,
+    worker_id: str,
+    lease_seconds: float,
+    stopped: Callable[[], bool],
+    park_seconds: float = _PARK_SECONDS,
+) -> bool:
+    """Make one export that waits. False: there was none. Every error ends as a status with its reason."""
+    with transaction(database) as connection:
+        claim = rows.claim(connection, worker_id, lease_seconds)
+    if claim is None:
+        return False
+    if claim.attempts > _DEATHS:
+        _leave(
+            database, claim, ExportStatus.FAILED, f"its worker died {_DEATHS} times without finishing a file"
+        )
+        return True
+    try:
+        with _Lease(database, claim, lease_seconds, stopped) as lease:
+            _Attempt(database, storage, claim, lease).write()
+    except _Gone:
+        # Cancelled or deleted: the folder goes. Another worker's: not one row is ours any more, and nothing happens.
+        if stopped() and _leave(database, claim, ExportStatus.READY, None):
+            return True
+        _clear(database, storage, claim.export_id)
+    except InvalidInput as error:
+        _leave(database, claim, ExportStatus.FAILED, error.detail)
+    except StorageError as error:
+        log.warning("export %s waits for the storage: %s", claim.export_id, error.detail)
+        _leave(database, claim, ExportStatus.PARKED, error.detail, park_seconds)
+    except DBAPIError:
+        raise
+    except Exception as error:
+        log.exception("export %s, attempt %d", claim.export_id, claim.attempts)
+        reason = f"internal error: {type(error).__name__}: {error}"
+        if claim.attempts >= _ATTEMPTS:
+            _leave(database, claim, ExportStatus.FAILED, reason)
+        else:
+            _leave(database, claim, ExportStatus.PARKED, reason, park_seconds)
+    return True
+
+
+def _leave(
+    database: Engine,
+    claim: ExportClaim,
+    status: ExportStatus,
+    error: str | None,
+    again_in: float | None = None,
+) -> bool:
+    with transaction(database) as connection:
+        return rows.leave(connection, claim, status, error, again_in)
+
+
+def _clear(database: Engine, storage: Storage, export_id: str) -> None:
+    with reading(database) as connection:
+        status = rows.row_of(connection, export_id).status
+    if status in (ExportStatus.CANCELLED, ExportStatus.DELETED):
+        storage.delete_folder(folder_of(export_id))
+
+
+class _Lease:
+    """Prolongs the lease and shows progress, from a thread: a slow upload does not lose the export."""
+
+    def __init__(
+        self, database: Engine, claim: ExportClaim, seconds: float, stopped: Callable[[], bool]
+    ) -> None:
+        self.progress = Progress(0, 0, 0, None)
+        self._database = database
+        self._claim = claim
+        self._seconds = seconds
+        self._stopped = stopped
+        self._lost = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="export-lease", daemon=True)
+
+    def __enter__(self) -> "_Lease":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        if self._lost.is_set() or self._stopped():
+            raise _Gone
+
+    def _beat(self) -> None:
+        while not self._done.wait(min(0.5, self._seconds / 4)):
+            try:
+                with transaction(self._database) as connection:
+                    if not rows.beat(connection, self._claim, self.progress, self._seconds):
+                        self._lost.set()
+                        return
+            except DBAPIError as error:
+                log.warning("the lease of export %s is not prolonged: %s", self._claim.export_id, error.orig)
+
+
+class _Open:
+    """A data file that is being written. `n_taken`: rows of the selection in it, what the format dropped included."""
+
+    def __init__(self, name: str, new: NewFile, shard: Shard) -> None:
+        self.name = name
+        self.new = new
+        self.shard = shard
+        self.n_taken = 0
+        self.counts: Counts = {}
+        self.place: Place = START
+
+    def write(self, portion: pa.RecordBatch) -> None:
+        self.shard.write(portion)
+        self.n_taken += portion.num_rows
+        add(self.counts, counts_of(portion))
+        last = [portion.column(name)[-1].as_py() for name in _PLACE]
+        self.place = (str(last[0]), int(last[1]), int(last[2]), int(last[3]), int(last[4]))
+
+    def abandon(self) -> None:
+        self.new.abandon()
+
+
+_PLACE = ("job", "stage", "prompt_number", "lane", "sample_index")
+
+
+class _Attempt:
+    """One claim's work."""
+
+    def __init__(self, database: Engine, storage: Storage, claim: ExportClaim, lease: _Lease) -> None:
+        self._database = database
+        self._storage = storage
+        self._claim = claim
+        self._lease = lease
+        self._folder = f"{folder_of(claim.export_id)}/e{claim.epoch}"
+        with reading(database) as connection:
+            self._export: Row[Any] = rows.row_of(connection, claim.export_id)
+            self._selection = Selection.model_validate(self._export.selection)
+            self._layout = Layout.model_validate(self._export.layout or {})
+            self._jobs: list[JobFacts] = facts(connection, self._selection)
+            self._finished = rows.finished(connection, claim.export_id)
+        self._exporter: Exporter = exporter(self._export.format, self._export.options)
+        self._exporter.check([binding for job in self._jobs for binding in job.bindings()])
+        self._open: dict[str, _Open] = {}
+        self._portions = {split: Portions(self._size.rows) for split in SPLITS}
+        self._kept = sum(file.n_rows or 0 for file in self._finished)
+        self._began = time.monotonic()
+        self._n_seen = 0
+
+    @property
+    def _size(self) -> FileSize:
+        return self._layout.file_size
+
+    def write(self) -> None:
+        done = self._places()
+        source = Source(
+            self._database,
+            self._storage,
+            self._jobs,
+            self._selection,
+            self._layout.split,
+            self._export.watermark,
+            self._exporter.needs_tokens,
+        )
+        try:
+            with ahead(lambda: source.pages(done)) as pages:
+                for page in pages:
+                    self._take(page)
+                    self._show()
+            for split, portions in self._portions.items():
+                for portion in portions.rest():
+                    self._write(split, portion)
+            if not self._finished and not self._open:
+                self._begin(SPLITS[0])  # no rows are a file without rows
+            for split in list(self._open):
+                self._finish(split)
+        finally:
+            for file in self._open.values():
+                file.abandon()
+        self._complete()
+
+    def _places(self) -> dict[str, Place]:
+        """The last row that is in a finished file, of each split."""
+        found: dict[str, Place] = {}
+        for file in self._finished:
+            if file.place is not None and file.split is not None:
+                job, *rest = file.place
+                place = (str(job), int(rest[0]), int(rest[1]), int(rest[2]), int(rest[3]))
+                found[file.split] = max(found.get(file.split, START), place)
+        return found
+
+    def _take(self, page: Page) -> None:
+        self._lease.check()
+        self._n_seen += page.seen
+        if self._layout.split.trivial:
+            parts = [(SPLITS[0], page.batch, page.sizes)] if page.batch.num_rows else []
+        else:
+            parts = []
+            for split in SPLITS:
+                mine = pc.equal(page.batch.column("split"), split)
+                chosen = mine.to_numpy(zero_copy_only=False)
+                if chosen.any():
+                    parts.append((split, page.batch.filter(mine), page.sizes[chosen]))
+        for split, batch, sizes in parts:
+            for portion in self._portions[split].add(batch, sizes):
+                self._write(split, portion)
+
+    def _write(self, split: str, portion: pa.RecordBatch) -> None:
+        self._lease.check()
+        file = self._open.get(split) or self._begin(split)
+        file.write(portion)
+        if file.n_taken >= self._size.rows or file.new.file.tell() >= self._size.bytes:
+            self._finish(split)
+
+    def _begin(self, split: str) -> _Open:
+        number = sum(file.split == split for file in self._finished)
+        name = f"{split}-{number:05d}{self._exporter.suffix}"
+        new = self._storage.new_file(f"{self._folder}/{name}")
+        self._open[split] = _Open(name, new, self._exporter.open(new.file, split))
+        return self._open[split]
+
+    def _finish(self, split: str) -> None:
+        """The file is whole: synced first, its row committed then."""
+        file = self._open[split]
+        file.shard.close()
+        written = file.new.finish()
+        del self._open[split]
+        self._portions[split].new_file()
+        counts: dict[str, Any] = {**file.counts, "dropped": dict(file.shard.dropped)}
+        made = FinishedFile(
+            name=file.name,
+            path=f"{self._folder}/{file.name}",
+            n_bytes=written.n_bytes,
+            sha256=written.sha256,
+            n_rows=file.shard.n_rows,
+            split=split,
+            place=list(file.place),
+            counts=counts,
+        )
+        with transaction(self._database) as connection:
+            if not rows.add_file(connection, self._claim, made):
+                raise _Gone
+        self._finished.append(made)
+
+    def _show(self) -> None:
+        n_rows = sum(file.n_rows or 0 for file in self._finished)
+        n_rows += sum(file.shard.n_rows for file in self._open.values())
+        n_bytes = sum(file.n_bytes for file in self._finished)
+        n_bytes += sum(file.new.file.tell() for file in self._open.values())
+        rate = self._n_seen / max(0.001, time.monotonic() - self._began)
+        self._lease.progress = Progress(n_rows, self._n_seen, n_bytes, rate)
+
+    def _complete(self) -> None:
+        for file in self._finished:
+            if file.path != f"{self._folder}/{file.name}":
+                self._storage.copy(file.path, f"{self._folder}/{file.name}")
+        data = sorted(self._finished, key=lambda file: (SPLITS.index(file.split or SPLITS[0]), file.name))
+        summary = self._summary(data)
+        others = [
+            self._put(name, content) for name, content in beside.beside(self._exporter, summary).items()
+        ]
+        told = beside.manifest(
+            self._export,
+            summary,
+            [
+                {
+                    "name": file.name,
+                    "n_bytes": file.n_bytes,
+                    "n_rows": file.n_rows,
+                    "split": file.split,
+                    "sha256": file.sha256.hex(),
+                }
+                for file in [*data, *others]
+            ],
+        )
+        others.append(self._put(beside.MANIFEST, beside.as_json(told)))
+        self._lease.check()
+        moved = [
+            FinishedFile(
+                file.name,
+                f"{self._folder}/{file.name}",
+                file.n_bytes,
+                file.sha256,
+                file.n_rows,
+                file.split,
+                file.place,
+                file.counts,
+            )
+            for file in data
+        ]
+        with transaction(self._database) as connection:
+            if not rows.complete(connection, self._claim, self._folder, told, [*moved, *others]):
+                raise _Gone
+        for earlier in {file.path.rpartition("/")[0] for file in data} - {self._folder}:
+            self._storage.delete_folder(earlier)
+
+    def _put(self, name: str, content: bytes) -> FinishedFile:
+        path = f"{self._folder}/{name}"
+
+        def write(file: Any) -> None:
+            file.write(content)
+
+        done = self._storage.write_atomically(path, write)
+        return FinishedFile(name, path, done.n_bytes, done.sha256)
+
+    def _summary(self, data: list[FinishedFile]) -> Summary:
+        counts: Counts = {}
+        for file in data:
+            add(counts, file.counts or {})
+        return Summary(
+            name=self._export.name,
+            format=self._export.format,
+            options=self._export.options,
+            selection=self._export.selection,
+            split=self._layout.split.model_dump(mode="json"),
+            intended_use=self._export.intended_use,
+            schema=self._exporter.schema(),
+            files=tuple(
+                DataFile(file.name, file.split or "", file.n_rows or 0, file.n_bytes, file.sha256.hex())
+                for file in data
+            ),
+            bindings=tuple(binding for job in self._jobs for binding in job.bindings()),
+            jobs=tuple(job.told for job in self._jobs),
+            counts=in_order(counts),
+        )

@@ -1,0 +1,178 @@
+"""Token columns of a page of rows: taken out of segments and parts, a row group in memory at a time and shard."""
+
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from sqlalchemy import Connection
+
+from app.db import export_rows as rows
+from app.db.export_rows import NAMES
+from app.errors import StorageError
+from app.exporters import lists
+from app.exporters.batch import TOKENS
+from app.storage.places import Storage
+from app.storage.token_table import SCHEMA, decode_part
+
+_SHARD, _PROMPT, _SAMPLE, _N_TOKENS = (
+    NAMES.index(name) for name in ("shard_id", "prompt_number", "sample_index", "n_tokens")
+)
+Keys = NDArray[np.int64]
+
+
+def _keys(prompt_numbers: Any, sample_indices: Any) -> Keys:
+    """One number a row, in the order of (prompt number, sample index)."""
+    found: Keys = (np.asarray(prompt_numbers, np.int64) << 16) + np.asarray(sample_indices, np.int64)
+    return found
+
+
+class Tokens:
+    """Reads forwards: what a page's shards had open stays open for the next page, which mostly goes on in them."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._open: dict[str, _Segment] = {}
+
+    def columns(self, connection: Connection, page: Sequence[Sequence[Any]]) -> list[pa.Array]:
+        """The columns of `TOKENS` of these rows, null where the teacher told no tokens. Raises `StorageError`."""
+        try:
+            return self._columns(connection, page)
+        except StorageError:
+            connection.rollback()  # a shard's segment was rewritten a moment ago: its new pointer is read
+            self.close()
+            return self._columns(connection, page)
+
+    def _columns(self, connection: Connection, page: Sequence[Sequence[Any]]) -> list[pa.Array]:
+        by_shard: dict[int, list[int]] = {}
+        for place, row in enumerate(page):
+            if row[_N_TOKENS] is not None:
+                by_shard.setdefault(row[_SHARD], []).append(place)
+        # Parts first: a shard that is compacted in between has its rows in both, never in neither.
+        parts = rows.parts(connection, sorted(by_shard))
+        paths = rows.segments(connection, sorted(by_shard))
+        for passed in set(self._open) - set(paths.values()):
+            self._open.pop(passed).close()
+        where = np.full(len(page), -1, np.int64)
+        tables: list[pa.Table] = []
+        n = 0
+        for shard_id, places in sorted(by_shard.items()):
+            at = np.array(places)
+            keys = _keys([page[i][_PROMPT] for i in places], [page[i][_SAMPLE] for i in places])
+            for table in self._tables(paths.get(shard_id), parts.get(shard_id, []), keys):
+                found, position = _positions(keys, table)
+                if found.any():
+                    tables.append(table.take(pa.array(position[found])))
+                    where[at[found]] = n + np.arange(int(found.sum()))
+                    n += int(found.sum())
+            lost = at[where[at] < 0]
+            if lost.size:
+                raise StorageError(
+                    f"the token columns of prompt {page[lost[0]][_PROMPT]}, sample {page[lost[0]][_SAMPLE]} "
+                    f"of shard {shard_id} are in no segment"
+                )
+        return _taken(tables, where)
+
+    def _tables(self, path: str | None, parts: list[bytes], keys: Keys) -> Iterator[pa.Table]:
+        for part in parts:
+            yield decode_part(part)
+        if path is not None:
+            yield from self._segment(path).groups(keys)
+
+    def _segment(self, path: str) -> "_Segment":
+        found = self._open.get(path)
+        if found is None:
+            found = self._open[path] = _Segment(self._storage, path)
+        return found
+
+    def close(self) -> None:
+        for segment in self._open.values():
+            segment.close()
+        self._open.clear()
+
+
+class _Segment:
+    """A segment that is read row group by row group."""
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        self._path = path
+        self._file: IO[bytes] = storage.open(path)
+        with _told(path):
+            self._parquet = pq.ParquetFile(self._file)
+            column = self._parquet.schema_arrow.get_field_index("prompt_number")
+            metadata = self._parquet.metadata
+            statistics = [
+                metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)
+            ]
+            self._bounds = [(one.min, one.max) for one in statistics]
+        self._last: tuple[int, pa.Table] | None = None
+
+    def groups(self, keys: Keys) -> Iterator[pa.Table]:
+        """The row groups that may hold some of these rows."""
+        first, last = int(keys.min()) >> 16, int(keys.max()) >> 16
+        for number, (low, high) in enumerate(self._bounds):
+            if high >= first and low <= last:
+                yield self._group(number)
+
+    def _group(self, number: int) -> pa.Table:
+        if self._last is None or self._last[0] != number:
+            self._last = None
+            with _told(self._path):
+                read = self._parquet.read_row_group(number).replace_schema_metadata(None).cast(SCHEMA)
+            self._last = (number, read)
+        return self._last[1]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _told:  # noqa: N801 - reads as a word
+    """Translates what Parquet says of a damaged file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, pa.ArrowException | OSError | ValueError):
+            raise StorageError(f"segment {self._path} is damaged: {error}") from error
+
+
+def _positions(keys: Keys, table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """For each key: whether the table has it, and in which row."""
+    own = _keys(table.column("prompt_number").to_numpy(), table.column("sample_index").to_numpy())
+    if not own.size:
+        return np.zeros(keys.shape, np.bool_), np.zeros(keys.shape, np.int64)
+    order = np.argsort(own, kind="stable")
+    at = np.minimum(np.searchsorted(own[order], keys), own.size - 1)
+    return own[order][at] == keys, order[at]
+
+
+_SOURCES = {"lp_k": "k"}
+
+
+def _taken(tables: list[pa.Table], where: NDArray[np.int64]) -> list[pa.Array]:
+    """Columns in the order of the page: row i is row `where[i]` of the tables one after another, null for −1."""
+    table = pa.concat_tables(tables).combine_chunks() if tables else SCHEMA.empty_table()
+    there = where >= 0
+    if not (there.all() and (where == np.arange(where.size)).all()):
+        table = table.take(pa.array(where, mask=~there))
+    arrays = []
+    for field in TOKENS:
+        column = table.column(_SOURCES.get(field.name, field.name)).combine_chunks()
+        column = column if isinstance(column, pa.Array) else column.chunk(0)
+        arrays.append(column.cast(field.type))
+    return arrays
+
+
+def token_sizes(arrays: Sequence[pa.Array]) -> NDArray[np.int64]:
+    """Bytes that each row's token columns take in memory."""
+    total = np.zeros(len(arrays[0]), np.int64)
+    for array, field in zip(arrays, TOKENS, strict=True):
+        if pa.types.is_list(field.type):
+            width = 1 if field.type.value_type == pa.bool_() else 4
+            total = total + lists.lengths(array) * width
+    return total

@@ -1,0 +1,71 @@
+"""Exports in this process: made by the service's own functions, read back from the storage."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sqlalchemy import Engine
+
+from app.db.session import session
+from app.services import export
+from app.services.export import ExportSpec, ExportView
+from app.storage.places import Storage
+
+PROJECT = "prj_1"
+
+
+def ask(database: Engine, **spec: Any) -> ExportView:
+    """An export that waits; of `job_1`, as Parquet, where nothing else is said."""
+    given = {"format": "parquet", "selection": {"jobs": ["job_1"]}, **spec}
+    with session(database, writes=True) as work:
+        return export.create(work, PROJECT, "key_1", ExportSpec.model_validate(given))
+
+
+def run(
+    database: Engine, storage: Storage, worker: str = "w1", stopped: Callable[[], bool] = lambda: False
+) -> bool:
+    return export.run_next(database, storage, worker, 60, stopped, park_seconds=0)
+
+
+def look(database: Engine, export_id: str) -> ExportView:
+    with session(database, writes=False) as work:
+        return export.get(work, PROJECT, export_id)
+
+
+def made(database: Engine, storage: Storage, **spec: Any) -> ExportView:
+    """An export that is completed."""
+    asked = ask(database, **spec)
+    assert run(database, storage)
+    found = look(database, asked.id)
+    assert found.status == "completed", found.error
+    return found
+
+
+def content(database: Engine, storage: Storage, view: ExportView, name: str) -> bytes:
+    with session(database, writes=False) as work:
+        path, file = export.file_of(work, PROJECT, view.id, name)
+    with storage.open(path) as opened:
+        found = opened.read()
+    assert (len(found), hashlib.sha256(found).hexdigest()) == (file.n_bytes, file.sha256)
+    return found
+
+
+def digests(view: ExportView) -> dict[str, str]:
+    """Name → SHA-256 of the files that must not vary."""
+    return {file.name: file.sha256 for file in view.files if file.name != "manifest.json"}
+
+
+def table(database: Engine, storage: Storage, view: ExportView) -> pa.Table:
+    names = [file.name for file in view.files if file.name.endswith(".parquet")]
+    return pa.concat_tables(
+        [pq.read_table(pa.BufferReader(content(database, storage, view, name))) for name in names]
+    )
+
+
+def lines(database: Engine, storage: Storage, view: ExportView) -> list[dict[str, Any]]:
+    names = [file.name for file in view.files if file.name.endswith(".jsonl")]
+    text = b"".join(content(database, storage, view, name) for name in names)
+    return [orjson.loads(line) for line in text.splitlines()]
