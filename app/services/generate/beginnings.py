@@ -1,7 +1,7 @@
 """From a claimed shard to one that is worked on: its teacher is reached, its missing samples are read."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 
 from sqlalchemy import Engine
@@ -10,14 +10,15 @@ from sqlalchemy.exc import DBAPIError
 from app.db import shards
 from app.db.session import passes
 from app.domain.fingerprints import fingerprint
-from app.services.generate.calls import LaneDown, given_up
+from app.services.generate.admission import Admission
+from app.services.generate.calls import given_up
 from app.services.generate.config import EngineConfig
 from app.services.generate.endings import Endings
 from app.services.generate.holdings import Holdings
 from app.services.generate.lane import LaneState
 from app.services.generate.ledger import Ledger
-from app.services.generate.opening import OpenTeachers
 from app.services.generate.recorder import Recorder
+from app.services.generate.replicas import LaneDown
 from app.services.generate.threads import Threads
 from app.services.generate.work import load_run
 
@@ -34,10 +35,9 @@ class Beginnings:
         held: Holdings,
         ledger: Ledger,
         threads: Threads,
-        teachers: OpenTeachers,
+        admission: Admission,
         recorder: Recorder,
         endings: Endings,
-        renew_grants: Callable[[list[LaneState]], Awaitable[None]],
         wake: Callable[[], None],
     ) -> None:
         self._database = database
@@ -45,10 +45,9 @@ class Beginnings:
         self._held = held
         self._ledger = ledger
         self._threads = threads
-        self._teachers = teachers
+        self._admission = admission
         self._recorder = recorder
         self._endings = endings
-        self._renew_grants = renew_grants
         self._wake = wake
 
     async def begin(self, claim: shards.Claim, was_parked: bool) -> None:
@@ -92,7 +91,7 @@ class Beginnings:
         """Reach the teacher and check that it is the one that the job began with; else park the lane."""
         spec = await self._threads.read(partial(self._ledger.load_lane, claim))
         try:
-            teacher, capabilities = await self._teachers.reach(spec)
+            capabilities = await self._admission.reach(spec)
         except LaneDown as down:
             await self._endings.park(spec, down, [claim])
             return None
@@ -102,9 +101,9 @@ class Beginnings:
                 partial(self._ledger.pin_identity, spec, identity, capabilities.as_json())
             )
             spec = await self._threads.read(partial(self._ledger.load_lane, claim))
-        lane = LaneState(spec=spec, teacher=teacher, capabilities=capabilities, trial=was_parked)
+        gate = await self._admission.open(spec)
+        lane = LaneState(spec=spec, capabilities=capabilities, gate=gate, trial=was_parked)
         self._held.lanes[lane.key] = lane
-        await self._renew_grants([lane])
         return lane
 
     async def _hand_back(self, claim: shards.Claim, detail: str) -> None:

@@ -1,4 +1,4 @@
-"""What a worker tells and asks the database once in a while: that it lives, its jobs' states, its share of caps."""
+"""What a worker tells and asks the database once in a while: that it lives, and its jobs' states."""
 
 import asyncio
 import logging
@@ -13,10 +13,8 @@ from app.domain.lifecycle import CLAIMABLE, JobStatus
 from app.services.generate.config import EngineConfig
 from app.services.generate.endings import Endings
 from app.services.generate.holdings import Holdings
-from app.services.generate.lane import LaneState
 from app.services.generate.ledger import Ledger
 from app.services.generate.recorder import Recorder
-from app.services.generate.sending import Sender
 from app.services.generate.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -34,7 +32,6 @@ class Control:
         ledger: Ledger,
         threads: Threads,
         recorder: Recorder,
-        sender: Sender,
         endings: Endings,
     ) -> None:
         self._beat_every = config.lease_seconds / 3
@@ -42,7 +39,6 @@ class Control:
         self._ledger = ledger
         self._threads = threads
         self._recorder = recorder
-        self._sender = sender
         self._endings = endings
         self._last_beat = -math.inf
 
@@ -54,7 +50,6 @@ class Control:
                     await self._beat()
                     self._last_beat = time.monotonic()
                 await self._follow_jobs()
-                await self.renew_grants(list(self._held.lanes.values()))
             except DBAPIError as error:
                 if not passes(error):
                     raise
@@ -93,16 +88,3 @@ class Control:
                 continue
             lane.closing = status or "gone"
             self._endings.spawn(self._endings.close_lane(lane, lane.closing))
-
-    async def renew_grants(self, lanes: list[LaneState]) -> None:
-        capped = [lane for lane in lanes if lane.capped]
-        if not capped:
-            return
-        wanted = [(lane, lane.in_flight + lane.pending(), lane.in_flight) for lane in capped]
-        grants = await self._threads.write(partial(self._ledger.grants, wanted))
-        grew = False
-        for lane, slots in grants.items():
-            grew = grew or slots > (lane.grant or 0)
-            lane.grant = slots
-        if grew:
-            self._sender.pump()

@@ -15,12 +15,13 @@ from app.db.session import passes
 from app.domain.lifecycle import JobStatus
 from app.errors import StorageError
 from app.services.generate import recording
-from app.services.generate.calls import LaneDown, Outcome
+from app.services.generate.calls import Outcome
 from app.services.generate.config import EngineConfig
 from app.services.generate.holdings import Holdings
 from app.services.generate.lane import LaneState, binding
 from app.services.generate.ledger import Ledger
 from app.services.generate.recorder import Recorder
+from app.services.generate.replicas import LaneDown
 from app.services.generate.threads import Threads
 from app.services.generate.work import ShardRun
 from app.storage.places import Storage

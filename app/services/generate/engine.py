@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.db import checkpoints
 from app.db.session import passes
+from app.services.generate.admission import Admission
 from app.services.generate.beginnings import Beginnings
 from app.services.generate.calls import Outcome
 from app.services.generate.config import EngineConfig
@@ -25,8 +26,8 @@ from app.services.generate.control import Control
 from app.services.generate.endings import Endings, until
 from app.services.generate.holdings import Holdings
 from app.services.generate.ledger import Ledger
-from app.services.generate.opening import BuildTeacher, OpenTeachers
 from app.services.generate.recorder import Recorder
+from app.services.generate.replicas import BuildTeacher
 from app.services.generate.sending import Sender
 from app.services.generate.threads import Threads
 from app.storage.places import Storage
@@ -50,24 +51,23 @@ class GenerationEngine:
         self._threads = threads = Threads()
         self._held = held = Holdings()
         self._ledger = ledger = Ledger(database, config)
-        self._teachers = OpenTeachers(build)
         stripe = zlib.crc32(config.worker_id.encode()) % checkpoints.STRIPES
         self._recorder = recorder = Recorder(database, threads, config, stripe, self._settle)
         self._endings = Endings(database, storage, config, held, ledger, threads, recorder, wake)
         self._sender = Sender(
             held, recorder, config.retry, config.max_in_flight, self._endings.park_soon, wake
         )
-        self._control = Control(config, held, ledger, threads, recorder, self._sender, self._endings)
+        self._admission = Admission(database, threads, build, config, held.gates, self._sender.pump)
+        self._control = Control(config, held, ledger, threads, recorder, self._endings)
         self._beginnings = Beginnings(
             database,
             config,
             held,
             ledger,
             threads,
-            self._teachers,
+            self._admission,
             recorder,
             self._endings,
-            self._control.renew_grants,
             wake,
         )
 
@@ -102,6 +102,7 @@ class GenerationEngine:
                 self._claim_forever(),
                 self._recorder.run(),
                 self._control.run(),
+                self._admission.run(),
                 self._endings.failure(),
             )
         ]
@@ -113,7 +114,7 @@ class GenerationEngine:
             for task in parts:
                 task.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
-            await self._teachers.aclose()
+            await self._admission.aclose()
             self._threads.shutdown()
 
     async def _claim_forever(self) -> None:
@@ -170,7 +171,7 @@ class GenerationEngine:
         patience = time.monotonic() + self._config.grace_seconds
         for lane in held.lanes.values():
             for run in lane.runs:
-                run.pending.clear()
+                run.forget()
         await until(lambda: not held.calls and not held.finishing and not held.beginning, patience)
         for task in list(held.calls):
             task.cancel()

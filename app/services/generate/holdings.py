@@ -3,6 +3,7 @@
 import asyncio
 
 from app.db.shards import Claim
+from app.services.generate.admission import LaneGate
 from app.services.generate.lane import LaneKey, LaneState
 from app.services.generate.work import ShardRun, Unit
 
@@ -19,6 +20,9 @@ class Holdings:
         """Units that could be sent if slots were free: what keeps the teachers busy until the next claim."""
         return sum(min(lane.pending(), lane.room()) for lane in self.lanes.values())
 
+    def gates(self) -> list[LaneGate]:
+        return [lane.gate for lane in self.lanes.values()]
+
     def runs(self) -> list[ShardRun]:
         return [run for lane in self.lanes.values() for run in lane.runs] + list(self.finishing)
 
@@ -30,7 +34,7 @@ class Holdings:
     def drop(self, run: ShardRun) -> None:
         """Abort the shard's calls and forget what it still has to do; nothing more of it is written."""
         run.lost = True
-        run.pending.clear()
+        run.forget()
         for task, unit in list(self.calls.items()):
             if unit.run is run:
                 task.cancel()

@@ -16,12 +16,13 @@ T = TypeVar("T")
 
 
 class Threads:
-    """Three, so that a file delays no checkpoint, and a checkpoint no claim. One transaction at a time in each."""
+    """So that a file delays no checkpoint, and a checkpoint no claim. One transaction at a time in each."""
 
     def __init__(self) -> None:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="claim")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="finish")
+        self._sharer = ThreadPoolExecutor(1, thread_name_prefix="share")
         self.leaving = False
 
     async def read(self, call: Callable[[], T]) -> T:
@@ -35,6 +36,10 @@ class Threads:
     async def finish(self, call: Callable[[], T]) -> T:
         """Segments: files are written and read here."""
         return await asyncio.get_running_loop().run_in_executor(self._finisher, call)
+
+    async def share(self, call: Callable[[], T]) -> T:
+        """This worker's shares of caps, rates and budgets."""
+        return await asyncio.get_running_loop().run_in_executor(self._sharer, call)
 
     async def persist(self, write: Callable[[], None]) -> None:
         """A short write that waits for an absent database; the lease covers for it if the process ends first."""
@@ -52,5 +57,5 @@ class Threads:
                 wait = min(5.0, wait * 2)
 
     def shutdown(self) -> None:
-        for executor in (self._reader, self._writer, self._finisher):
+        for executor in (self._reader, self._writer, self._finisher, self._sharer):
             executor.shutdown(wait=True)
