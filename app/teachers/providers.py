@@ -19,8 +19,7 @@ class Provider:
     sampled_eats_candidate: bool = (
         False  # gives the first k of {sampled, top 1 … top k}: k + 1 keeps candidate k
     )
-    hosted: bool = False  # over the internet: httpx
-    prices: str | None = None  # its name in genai-prices
+    hosted: bool = False  # over the internet: httpx, proxies of the environment
 
 
 PROVIDERS = {
@@ -38,7 +37,6 @@ PROVIDERS = {
             max_top_logprobs=20,
             takes_sampling_extras=False,
             hosted=True,
-            prices="openai",
         ),
         Provider(
             "deepseek",
@@ -48,20 +46,9 @@ PROVIDERS = {
             takes_seed=False,
             takes_n=False,
             hosted=True,
-            prices="deepseek",
         ),
-        Provider(
-            "together", "https://api.together.xyz/v1", max_top_logprobs=5, hosted=True, prices="together"
-        ),
-        Provider(
-            "fireworks",
-            "https://api.fireworks.ai/inference/v1",
-            max_top_logprobs=5,
-            hosted=True,
-            prices="fireworks",
-        ),
-        Provider(
-            "openrouter", "https://openrouter.ai/api/v1", takes_n=False, hosted=True, prices="openrouter"
-        ),
+        Provider("together", "https://api.together.xyz/v1", max_top_logprobs=5, hosted=True),
+        Provider("fireworks", "https://api.fireworks.ai/inference/v1", max_top_logprobs=5, hosted=True),
+        Provider("openrouter", "https://openrouter.ai/api/v1", takes_n=False, hosted=True),
     )
 }

@@ -11,6 +11,7 @@ calls, calls per prompt and slot-seconds; `POST /_script` replaces the script wh
 import argparse
 import asyncio
 import hashlib
+import struct
 import sys
 import time
 from collections import Counter
@@ -63,6 +64,7 @@ class Script(BaseModel):
     model: str = "scripted"
     version: str = "0.32.0"
     tokens: int = Field(64, ge=1, description="Length of an answer, at most the request's max_tokens.")
+    shortest: int | None = Field(None, ge=1, description="Lengths differ, by hash, from this up to `tokens`.")
     max_logprobs: int = 20
     reasoning: Literal["none", "reasoning", "reasoning_content", "think"] = "none"
     delay: float = Field(0.0, ge=0, description="Seconds before each answer.")
@@ -79,6 +81,14 @@ def _ids(key: str, count: int) -> tuple[int, ...]:
     return tuple(int.from_bytes(stream[i : i + 2], "little") % VOCABULARY for i in range(0, 2 * count, 2))
 
 
+def length_of(key: str, script: Script) -> int:
+    """How many tokens the answer to this prompt has, before the request's own limit."""
+    if script.shortest is None:
+        return script.tokens
+    drawn = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    return script.shortest + int(drawn * (script.tokens + 1 - script.shortest))
+
+
 def text_of(ids: tuple[int, ...]) -> str:
     """The text that these token ids stand for: one word per token."""
     return "".join(f" t{i}" for i in ids)
@@ -92,11 +102,18 @@ def _candidates(token: int, k: int) -> list[tuple[int, float]]:
     inside = token % 7 != 0
     others = [(token + 1 + j) % VOCABULARY for j in range(k)]
     ids = [token, *others[: k - 1]] if inside else others
-    return [(identifier, -0.7 - 0.9 * rank) for rank, identifier in enumerate(ids)]
+    return [(identifier, _logprob(rank)) for rank, identifier in enumerate(ids)]
+
+
+@lru_cache(maxsize=2048)
+def _logprob(rank: int) -> float:
+    """A float32, as engines compute it: as long in JSON as a real one."""
+    value: float = struct.unpack("f", struct.pack("f", -0.7 - 0.913 * rank))[0]
+    return value
 
 
 def _sampled_logprob(token: int, k: int) -> float:
-    return -0.7 if token % 7 != 0 else -0.7 - 0.9 * (k + 3)
+    return _logprob(0 if token % 7 != 0 else k + 3)
 
 
 def _token_name(as_ids: bool) -> Callable[[int], str]:
@@ -106,19 +123,17 @@ def _token_name(as_ids: bool) -> Callable[[int], str]:
 @lru_cache(maxsize=4096)
 def _chat_logprobs(ids: tuple[int, ...], k: int, as_ids: bool) -> bytes:
     name = _token_name(as_ids)
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        text = name(token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
     content = []
     for token in ids:
         own = _sampled_logprob(token, k)
         # vLLM returns the first k of {sampled, top 1 … top k}, the sampled one first.
         ranked = [(token, own)] + [c for c in _candidates(token, k) if c[0] != token]
-        content.append(
-            {
-                "token": name(token),
-                "logprob": own,
-                "bytes": None,
-                "top_logprobs": [{"token": name(i), "logprob": lp, "bytes": None} for i, lp in ranked[:k]],
-            }
-        )
+        content.append({**entry(token, own), "top_logprobs": [entry(i, lp) for i, lp in ranked[:k]]})
     return orjson.dumps({"content": content})
 
 
@@ -149,6 +164,8 @@ class ScriptedTeacher:
         self.busy_seconds = 0.0
         self.running = self.waiting = 0
         self.first_call = self.last_call = 0.0
+        self._starts = 0.0  # of the answers that are being made, summed
+        self.last_arrival = self.busy_at_last_arrival = 0.0
         self._slots = asyncio.Semaphore(script.slots or 1_000_000)
 
     def application(self) -> web.Application:
@@ -177,6 +194,9 @@ class ScriptedTeacher:
                 "waiting": self.waiting,
                 "slots": self.script.slots,
                 "span_seconds": max(0.0, self.last_call - self.first_call),
+                # Until the last call came: from then on there is not work enough for every slot.
+                "fed_seconds": max(0.0, self.last_arrival - self.first_call),
+                "fed_busy_seconds": self.busy_at_last_arrival,
             }
         )
 
@@ -188,6 +208,7 @@ class ScriptedTeacher:
             self.by_prompt.clear()
             self.faults.clear()
             self.busy_seconds = self.first_call = self.last_call = 0.0
+            self.last_arrival = self.busy_at_last_arrival = 0.0
         return _json({})
 
     async def version(self, request: web.Request) -> web.StreamResponse:
@@ -224,8 +245,9 @@ class ScriptedTeacher:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
-        last = body["messages"][-1]
-        key = str(last.get("content"))
+        if not body.get("messages"):
+            return _json({"error": {"message": "no messages", "type": "BadRequestError", "code": 400}}, 400)
+        key = str(body["messages"][-1].get("content"))
         k = int(body.get("top_logprobs") or 0) if body.get("logprobs") else 0
         return await self._answer(request, body, key, k, chat=True)
 
@@ -241,6 +263,8 @@ class ScriptedTeacher:
         script = self.script
         now = time.monotonic()
         self.first_call = self.first_call or now
+        self.last_arrival = now
+        self.busy_at_last_arrival = self.busy_seconds + self.running * now - self._starts
         self.calls += 1
         self.by_prompt[key] += 1
         if script.down:
@@ -260,12 +284,11 @@ class ScriptedTeacher:
             early = await _before(request, fault)
             if early is not None:
                 return early
-        count = min(
-            script.tokens, int(body.get("max_tokens") or body.get("max_completion_tokens") or 1 << 30)
-        )
+        length = length_of(key, script)
+        count = min(length, int(body.get("max_tokens") or body.get("max_completion_tokens") or 1 << 30))
         await self._generate(count * n)
         self.samples += n
-        payload = _payload(body, key, k, n, count, chat, script, fault)
+        payload = _payload(body, key, k, n, count, chat, script, fault, cut_short=count < length)
         self.last_call = time.monotonic()
         if fault is not None:
             after = await _after(request, fault, payload)
@@ -283,11 +306,13 @@ class ScriptedTeacher:
                 self.waiting -= 1
                 self.running += 1
                 start = time.monotonic()
+                self._starts += start
                 try:
                     await asyncio.sleep(seconds)
                 finally:
                     self.running -= 1
                     self.waiting += 1
+                    self._starts -= start
                     self.busy_seconds += time.monotonic() - start
         finally:
             self.waiting -= 1
@@ -371,6 +396,7 @@ def _payload(
     chat: bool,
     script: Script,
     fault: Fault | None,
+    cut_short: bool,
 ) -> bytes:
     kind = fault.kind if fault is not None else None
     as_ids, return_ids = bool(body.get("return_tokens_as_token_ids")), bool(body.get("return_token_ids"))
@@ -380,7 +406,7 @@ def _payload(
         ids = _ids(f"{key}|{None if seed is None else seed + index}|{index if seed is None else ''}", count)
         choice: dict[str, Any] = {
             "index": index,
-            "finish_reason": "length" if count < script.tokens else "stop",
+            "finish_reason": "length" if cut_short else "stop",
         }
         if chat:
             choice["message"] = _message(text_of(ids), script.reasoning)
@@ -389,7 +415,7 @@ def _payload(
         if (k or body.get("logprobs")) and kind != "no-logprobs":
             made = (_chat_logprobs if chat else _completion_logprobs)(ids, k, as_ids)
             if kind == "nan-logprobs":
-                made = made.replace(b"-0.7,", b"NaN,")
+                made = made.replace(b"%s," % orjson.dumps(_logprob(0)), b"NaN,")
             elif kind == "zero-logprobs":
                 made = _flattened(made)
             choice["logprobs"] = orjson.Fragment(made)

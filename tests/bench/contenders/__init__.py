@@ -1,0 +1,15 @@
+"""The contenders, in the order in which they run."""
+
+from tests.bench.contenders.base import Contender
+from tests.bench.contenders.retort import EMBEDDED, SCALED, Retort
+from tests.bench.contenders.scripts import AIOHTTP, CURATOR, DISTILABEL, HTTPX
+
+LIMIT = AIOHTTP.name
+WRITER = "pyarrow"
+"""What ratios are against: the bare aiohttp client, and for exports the bare pyarrow writer."""
+
+CONTENDERS: dict[str, Contender] = {
+    contender.name: contender for contender in (AIOHTTP, HTTPX, EMBEDDED, SCALED, CURATOR, DISTILABEL)
+}
+TITLES = {name: contender.title for name, contender in CONTENDERS.items()} | {WRITER: "bare pyarrow writer"}
+SERVICES: dict[str, Retort] = {service.name: service for service in (EMBEDDED, SCALED)}

@@ -1,0 +1,127 @@
+"""The benchmark works: at sizes that measure nothing, and never against the clock."""
+
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from app.teachers.scripted import Script
+from tests.bench.agreement import compare
+from tests.bench.contenders import CONTENDERS, LIMIT
+from tests.bench.measures import MEASURES
+from tests.bench.measures.slots import best_share
+from tests.bench.null_teacher import ROOT
+from tests.bench.process_tree import Meter, cpu_seconds
+from tests.bench.readings import Reading, Readings
+from tests.bench.report import Run, goals_of, markdown
+
+_BURN = "import time\nend = time.process_time() + {seconds}\nwhile time.process_time() < end: pass\n"
+
+
+def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tests.bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_every_measure_runs_and_is_reported(tmp_path: Path) -> None:
+    """Some ten seconds: it starts real services, a few times."""
+    made = bench(
+        *("run", "--smoke", "--repeats", "1", "--contender", "aiohttp", "--contender", "retort"),
+        *("--out", str(tmp_path), "--name", "run"),
+    )
+    assert made.returncode == 0, made.stderr[-3000:]
+    run = Run.load(tmp_path / "run.json")
+    assert run.readings.measures() == list(MEASURES)
+    for measure in MEASURES:
+        for case in run.readings.cases(measure):
+            assert "retort" in run.readings.contenders(measure, case)
+    assert {r.contender for r in run.readings.all} == {"aiohttp", "retort", "pyarrow"}
+    assert all(r.value >= 0 for r in run.readings.all)
+    calls = run.readings.spread("answers", "64 tokens, k = 20", "aiohttp", "calls_per_row")
+    assert calls is not None
+    assert calls.median == 1
+    assert ElementTree.parse(tmp_path / "run.svg").getroot().tag.endswith("svg")
+    assert "Retort embedded" in (tmp_path / "run.md").read_text()
+    assert "Retort embedded" in bench("show", str(tmp_path / "run.json")).stdout
+    assert bench("compare", str(tmp_path / "run.json"), str(tmp_path / "run.json")).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_contender_answers(tmp_path: Path) -> None:
+    """Builds the peers' environments, so it takes minutes the first time."""
+    made = bench("run", "answers", "--smoke", "--repeats", "1", "--out", str(tmp_path), "--name", "run")
+    assert made.returncode == 0, made.stderr[-3000:]
+    run = Run.load(tmp_path / "run.json")
+    assert run.left_out == {}
+    assert run.readings.contenders("answers", "64 tokens, k = 20") == list(CONTENDERS)
+
+
+def test_an_unknown_name_is_refused_and_the_known_ones_are_told() -> None:
+    refused = bench("run", "nonsense")
+    assert refused.returncode == 2
+    assert all(name in refused.stderr for name in MEASURES)
+
+
+def test_the_cpu_of_children_counts_also_when_they_have_ended() -> None:
+    child = _BURN.format(seconds=0.3)
+    script = (
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])\n"
+        f"print('done', flush=True)\n{_BURN.format(seconds=0.2)}print('done', flush=True)\nsys.stdin.readline()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with Meter({"client": [process.pid]}) as meter:
+            process.stdout.readline()
+            process.stdout.readline()
+        process.stdin.close()
+    assert 0.45 <= meter.used.cpu["client"] <= 2
+    assert meter.used.peak_total > 1_000_000
+    assert cpu_seconds([process.pid]) == 0  # gone
+
+
+def test_the_best_possible_share_of_slots() -> None:
+    one_length = Script(tokens=10, slots=4, delay_per_token=0.01)
+    assert best_share(one_length, 8) == pytest.approx(1)
+    assert best_share(one_length, 9) == pytest.approx(9 / 12)
+    assert 0.9 < best_share(Script(tokens=256, shortest=16, slots=4, delay_per_token=0.01), 1000) < 1
+
+
+def readings(contender: str, *values: float) -> list[Reading]:
+    case = "64 tokens, no logprobs"
+    return [Reading("answers", case, contender, "cpu_us_per_row", i, v) for i, v in enumerate(values)]
+
+
+def run_of(*found: list[Reading]) -> Run:
+    return Run({"sizes": "normal"}, Readings(reading for part in found for reading in part))
+
+
+def test_ratios_are_taken_repeat_by_repeat() -> None:
+    """The machine was slow in the second repeat, for both."""
+    run = run_of(readings(LIMIT, 100, 300, 100), readings("retort", 200, 600, 220))
+    ratio = run.readings.ratio("answers", "64 tokens, no logprobs", "retort", "cpu_us_per_row", LIMIT)
+    assert ratio is not None
+    assert ratio.median == ratio.low == 2
+    assert ratio.high == pytest.approx(2.2)
+    assert [verdict for *_, verdict in goals_of(run)] == ["held"]
+    assert "| Retort embedded | 220 (200–600) | 2.00 (2.00–2.20) |" in markdown(run)
+
+
+def test_runs_that_differ_are_told_by_how_much() -> None:
+    first = run_of(readings(LIMIT, 100, 100), readings("retort", 200, 210))
+    slowed = run_of(readings(LIMIT, 100, 100), readings("retort", 300, 315))
+    rows, agree = compare(first, slowed)
+    assert not agree
+    assert [row[-1] for row in rows] == ["+50%"]
+    assert compare(first, first)[1]
+
+
+def test_a_missing_repeat_of_the_bare_client_is_no_ratio() -> None:
+    run = run_of(readings("retort", 200, 210))
+    assert run.readings.ratio("answers", "64 tokens, no logprobs", "retort", "cpu_us_per_row", LIMIT) is None
+    assert goals_of(run) == []
