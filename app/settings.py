@@ -1,11 +1,89 @@
-"""Settings, from the environment (`RETORT_…`, nested with `__`) or a `.env` file. Only the roots read them."""
+"""Settings, from the environment (`RETORT_…`, nested with `__`) or a `.env` file. Only the roots read them.
 
+A misspelt name is an error, in the environment too. `docs/settings.md` lists them all; a test holds it to this file.
+"""
+
+import ipaddress
+import json
+import re
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings.sources import PydanticBaseSettingsSource
+
+from app.domain.licences import normalise_license
+from app.errors import InvalidLicense
+
+# Read by others than the service: the model's cache, Compose, the tests.
+_NOT_OURS = re.compile(r"retort_(cache_dir|model_dir|version|published_port|(test|fault|bench)\w*)")
+_BROKERS = ("redis", "rediss", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp", "filesystem", "memory")
+
+
+def _database(value: SecretStr) -> SecretStr:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    wanted = "postgresql://user:password@host:5432/name or sqlite:////absolute/path.db"
+    try:
+        url = make_url(value.get_secret_value())
+    except (ArgumentError, ValueError):
+        raise ValueError(f"not the URL of a database: write {wanted}") from None
+    if url.drivername not in ("sqlite", "postgresql", "postgresql+psycopg"):
+        raise ValueError(f"{url.drivername} is no database that Retort knows: write {wanted}")
+    if not url.database or ":memory:" in url.database:
+        raise ValueError(f"it names no database that several processes can share: write {wanted}")
+    return value
+
+
+def _broker(value: SecretStr) -> SecretStr:
+    scheme, separator, _ = value.get_secret_value().partition("://")
+    if not separator or scheme not in _BROKERS:
+        raise ValueError(
+            f"write a URL that begins with one of {', '.join(f'{name}://' for name in _BROKERS)}"
+        )
+    return value
+
+
+def _http(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", value):
+        raise ValueError("write a URL such as http://127.0.0.1:8321")
+    return value
+
+
+def _key(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
+        raise ValueError("a key is one word of ASCII characters, rtk_…")
+    return value
+
+
+def _license(value: str) -> str:
+    try:
+        return normalise_license(value)
+    except InvalidLicense as error:
+        raise ValueError(error.detail) from error
+
+
+def _words(value: object) -> object:
+    """`a, b` as well as `["a", "b"]`."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("this is no list: write names with commas between them") from None
+    return [word for word in re.split(r"[,\s]+", value) if word]
+
+
+def _network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no network in CIDR notation, such as 10.0.0.0/8") from error
+    return value
 
 
 class EngineSettings(BaseModel):
@@ -49,7 +127,7 @@ class StorageSettings(BaseModel):
     url: str | None = Field(
         None, description="Where segments and exports lie: a folder or s3://bucket/prefix."
     )
-    compression_level: int = Field(9, ge=1, le=19)
+    compression_level: int = Field(9, ge=1, le=19, description="Of segments: Zstandard's level.")
 
 
 class AddressSettings(BaseModel):
@@ -58,48 +136,97 @@ class AddressSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     allow_loopback: bool | None = Field(None, description="Default: yes in the embedded profile, else no.")
-    allow_private: tuple[str, ...] = Field(
-        (), description="Private networks that teachers may live in (CIDR)."
-    )
+    allow_private: Annotated[
+        tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_words)
+    ] = Field((), description="Private networks that teachers may live in (CIDR), with commas between them.")
 
 
 class RetentionSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    idempotency_hours: float = Field(24, gt=0)
+    idempotency_hours: float = Field(24, gt=0, description="How long an Idempotency-Key is remembered.")
     pace_hours: float = Field(24, gt=0, description="How long throughput samples of a job are kept.")
     attempts_days: float = Field(30, gt=0, description="How long shard histories of ended jobs are kept.")
 
 
+class _Strict(EnvSettingsSource):
+    """Variables that begin with `RETORT_` and are no setting are handed on, so that the model forbids them."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = EnvSettingsSource.__call__(
+            self
+        )  # not the parents': of a file, they hand on other programs' too
+        prefix = self.env_prefix.lower()
+        for name, value in self.env_vars.items():
+            if name.startswith(prefix) and not _NOT_OURS.fullmatch(name):
+                setting = name.removeprefix(prefix)
+                if setting.partition("__")[0] not in self.settings_cls.model_fields:
+                    found[setting] = value
+        return found
+
+
+class _StrictFile(_Strict, DotEnvSettingsSource):
+    """The same for `.env`, which other programs may share."""
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="RETORT_", env_nested_delimiter="__", env_file=".env", extra="forbid", frozen=True
+        env_prefix="RETORT_",
+        env_nested_delimiter="__",
+        env_file=".env",
+        enable_decoding=False,
+        extra="forbid",
+        frozen=True,
     )
 
-    profile: Literal["embedded", "scaled"] = "embedded"
+    profile: Literal["embedded", "scaled"] = Field(
+        "embedded", description="Embedded: everything on this machine, which teachers may then live on too."
+    )
     data_dir: Path = Field(
         Path(".retort"), description="Database, segments, exports, sockets and the first key."
     )
-    database_url: SecretStr | None = Field(None, description="Default: SQLite in the data folder.")
-    broker_url: SecretStr | None = Field(
+    database_url: Annotated[SecretStr, AfterValidator(_database)] | None = Field(
+        None, description="Default: SQLite in the data folder."
+    )
+    broker_url: Annotated[SecretStr, AfterValidator(_broker)] | None = Field(
         None, description="Default in the embedded profile: a private Valkey."
     )
-    host: str = "127.0.0.1"
-    port: int = Field(8321, ge=0, le=65535)
-    url: str | None = Field(None, description="Where the command line finds the service.")
-    api_key: SecretStr | None = Field(
+    host: str = Field("127.0.0.1", min_length=1, description="Address that the API listens on.")
+    port: int = Field(8321, ge=0, le=65535, description="0: any that is free.")
+    url: Annotated[str, AfterValidator(_http)] | None = Field(
+        None,
+        description="Where the command line finds the service. Default: where one runs on the data folder.",
+    )
+    api_key: Annotated[SecretStr, AfterValidator(_key)] | None = Field(
         None, description="The command line's key; default: the file in the data folder."
     )
-    default_license: str | None = Field(None, description="SPDX expression for prompts that name none.")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    default_license: Annotated[str, AfterValidator(_license)] | None = Field(
+        None, description="Of the first project: SPDX expression for prompts that name none."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="At `debug` every request is logged."
+    )
     max_body_bytes: int = Field(
         64 * 1024 * 1024, ge=1024, description="For JSON bodies; streams of rows have no limit."
     )
-    worker_teachers: tuple[str, ...] = Field((), description="This worker serves these teachers only.")
+    worker_teachers: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        (), description="This worker serves these teachers only: names with commas between them."
+    )
     engine: EngineSettings = EngineSettings()
     storage: StorageSettings = StorageSettings()
     addresses: AddressSettings = AddressSettings()
     retention: RetentionSettings = RetentionSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Strict(settings_cls), _StrictFile(settings_cls)
 
     @cached_property
     def database(self) -> str:
@@ -123,3 +250,15 @@ class Settings(BaseSettings):
     @property
     def service_url(self) -> str:
         return self.url or f"http://{self.host}:{self.port}"
+
+
+def setting_names(model: type[BaseModel] = Settings, prefix: str = "RETORT_") -> list[str]:
+    """The environment variable of every setting."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        variable, kind = f"{prefix}{name}".upper(), field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += setting_names(kind, f"{variable}__")
+        else:
+            names.append(variable)
+    return names

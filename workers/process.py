@@ -13,8 +13,7 @@ from celery import Celery
 
 from app.broker import wake_through
 from app.db.session import connect
-from app.services.generate.calls import RetryPolicy
-from app.services.generate.config import EngineConfig
+from app.services.generate.config import EngineConfig, RetryPolicy
 from app.services.generate.engine import GenerationEngine
 from app.settings import Settings
 from app.storage.places import open_storage

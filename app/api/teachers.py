@@ -33,6 +33,7 @@ _EXAMPLES: Any = {
             "options": {"provider": "vllm"},
             "license": "Apache-2.0",
             "max_in_flight": 256,
+            "price": [{"input": 0.1, "output": 0.4}],
         }
     },
     "an API": {
@@ -43,6 +44,7 @@ _EXAMPLES: Any = {
             "access_route": "deepseek",
             "base_url": "https://api.deepseek.com/v1",
             "secret_ref": "env:DEEPSEEK_API_KEY",
+            "options": {"provider": "deepseek"},
         }
     },
 }

@@ -4,6 +4,7 @@
 policy, conflict, invalid input) · 5 no such thing · 130 interrupted
 """
 
+import difflib
 import json
 import os
 import sys
@@ -20,6 +21,8 @@ from rich.table import Table
 from app.errors import RetortError
 
 if TYPE_CHECKING:  # imported where they are used: `retort --help` has no time for them
+    from pydantic_core import ErrorDetails
+
     from app.client import Problem, RetortClient
     from app.settings import Settings
 
@@ -60,15 +63,23 @@ def settings() -> "Settings":
     try:
         return Settings()
     except ValidationError as error:
-        wrong = [
-            f"RETORT_{'__'.join(str(step) for step in problem['loc']).upper()}: {problem['msg']}"
-            for problem in error.errors(include_url=False)
-        ]
-        raise CommandFailed(
-            f"a setting (in the environment or in .env) is wrong: {'; '.join(wrong)}",
-            Exit.USAGE,
-            "wrong-setting",
-        ) from None
+        wrong = "; ".join(_wrong_setting(problem) for problem in error.errors(include_url=False))
+    except (OSError, UnicodeDecodeError) as error:
+        wrong = f".env cannot be read: {error}"
+    raise CommandFailed(
+        f"a setting (in the environment or in .env) is wrong: {wrong}", Exit.USAGE, "wrong-setting"
+    )
+
+
+def _wrong_setting(problem: "ErrorDetails") -> str:
+    from app.settings import setting_names
+
+    name = "__".join(["RETORT", *(step for step in problem["loc"] if isinstance(step, str))]).upper()
+    name = name.replace("__", "_", 1)
+    if problem["type"] != "extra_forbidden":
+        return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+    meant = difflib.get_close_matches(name, setting_names(), 1)
+    return f"there is no {name}{f'; did you mean {meant[0]}?' if meant else ''}"
 
 
 def service_url(given: "Settings") -> str:

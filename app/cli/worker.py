@@ -1,5 +1,6 @@
 """`retort worker`: one more process that generates and exports."""
 
+import json
 import os
 import sys
 from typing import Annotated
@@ -24,7 +25,7 @@ def worker(
 
     given = settings()
     if teacher:
-        os.environ["RETORT_WORKER_TEACHERS"] = "[" + ",".join(f'"{name}"' for name in teacher) + "]"
+        os.environ["RETORT_WORKER_TEACHERS"] = json.dumps(teacher)
     os.execv(sys.executable, [*WORKER_COMMAND, "--loglevel", given.log_level])
 
 

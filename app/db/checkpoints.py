@@ -32,6 +32,8 @@ class Tally:
     completion_tokens: int = 0
     calls: int = 0
     retries: int = 0
+    cost_nanousd: int = 0
+    unpriced: int = 0
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Jobs, their lanes and counters: what a person reads and asks. The engine's own queries are in shards and lanes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, insert, select, tuple_, update
@@ -10,6 +10,7 @@ from app.db.models import Counter, Job, Lane, Pace, PromptSet, Shard, ShardAttem
 from app.db.session import db_now
 from app.domain.clock import PACE_SECONDS
 from app.domain.lifecycle import ENDED, JobStatus
+from app.domain.prices import Price
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class Counts:
     completion_tokens: int = 0
     calls: int = 0
     retries: int = 0
+    cost_nanousd: int = 0
+    unpriced: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, name) + getattr(other, name) for name in COUNTED))
@@ -60,8 +63,17 @@ class Counts:
 COUNTED = tuple(Counts.__dataclass_fields__)
 
 
-def add(connection: Connection, job: NewJob, stages: Sequence[NewStage], teachers: Sequence[Teacher]) -> None:
-    """The job, its stages, and a lane for each teacher with what that is at this moment."""
+def add(
+    connection: Connection,
+    job: NewJob,
+    stages: Sequence[NewStage],
+    teachers: Sequence[Teacher],
+    prices: Mapping[str, Price],
+) -> None:
+    """The job, its stages, and a lane for each teacher with what that is at this moment.
+
+    `prices`: by the teacher's id, where they are known.
+    """
     values = {name: getattr(job, name) for name in NewJob.__dataclass_fields__}
     connection.execute(insert(Job).values(status=JobStatus.READY, created_at=db_now(), **values))
     connection.execute(
@@ -93,6 +105,7 @@ def add(connection: Connection, job: NewJob, stages: Sequence[NewStage], teacher
                 "teacher": position,
                 "teacher_id": teacher.id,
                 "teacher_name": teacher.name,
+                "price": None if (price := prices.get(teacher.id)) is None else price.model_dump(mode="json"),
                 **{name: getattr(teacher, name) for name in copied},
             }
             for position, teacher in enumerate(teachers)

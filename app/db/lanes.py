@@ -7,6 +7,7 @@ from sqlalchemy import Connection, exists, func, select, update
 from app.db.models import Job, Lane, Shard, Stage, Teacher
 from app.db.session import db_now
 from app.domain.lifecycle import JobStatus, ShardStatus
+from app.domain.prices import Price
 from app.domain.sampling import Elicitation, SamplingParameters
 from app.domain.teacher import TeacherSpec
 
@@ -31,6 +32,7 @@ class LaneSpec:
     teacher_id: str
     spec: TeacherSpec
     license: str | None
+    price: Price | None
     identity_sha256: bytes | None
     stages: dict[int, StageSpec]
     priority: int
@@ -68,6 +70,7 @@ def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
             options=now.options,
         ),
         license=row.license,
+        price=None if row.price is None else Price.model_validate(row.price),
         identity_sha256=row.identity_sha256,
         stages={
             stage.position: StageSpec(

@@ -97,6 +97,7 @@ class Teacher(Base):
     terms_id: Mapped[str | None]
     options: Mapped[dict[str, Any]]
     max_in_flight: Mapped[int | None] = mapped_column(Integer)
+    price: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # rates told by its owner
     capabilities: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     identity_sha256: Mapped[bytes | None]
     probed_at: Mapped[float | None]
@@ -221,6 +222,7 @@ class Lane(Base):
     terms_id: Mapped[str | None]
     identity_sha256: Mapped[bytes | None]
     capabilities: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    price: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # as known at submission
     parked_reason: Mapped[str | None] = mapped_column(Text)
     parked_kind: Mapped[str | None]
     parked_until: Mapped[float | None]  # tried again then; None with a reason: waits for a person
@@ -346,6 +348,7 @@ class Completion(Base):
     completion_tokens: Mapped[int | None] = mapped_column(Integer)
     reasoning_tokens: Mapped[int | None] = mapped_column(Integer)
     cached_tokens: Mapped[int | None] = mapped_column(Integer)
+    cost_nanousd: Mapped[int | None]  # 10⁻⁹ USD; None: not known
     n_tokens: Mapped[int | None] = mapped_column(
         Integer
     )  # tokens in the segment; None: the teacher gave no ids
@@ -382,6 +385,8 @@ class Counter(Base):
     completion_tokens: Mapped[int] = mapped_column(default=0)
     calls: Mapped[int] = mapped_column(default=0)
     retries: Mapped[int] = mapped_column(default=0)
+    cost_nanousd: Mapped[int] = mapped_column(default=0, server_default="0")
+    unpriced: Mapped[int] = mapped_column(default=0, server_default="0")  # completions of unknown cost
 
 
 class Pace(Base):

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Double, Engine, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
@@ -66,6 +67,11 @@ def _begin_sqlite(connection: Connection) -> None:
     # A read that turns into a write mid-way fails at once with SQLITE_BUSY: writers say so from the start.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def passes(error: DBAPIError) -> bool:
+    """Whether waiting can mend it: the database is away, locked, full. False: what was asked is wrong."""
+    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
 
-from app.db.models import Job, Lane, PromptRow, PromptSet, Shard, ShardAttempt, SlotGrant, Stage, Teacher
+from app.db.models import Job, Lane, PromptRow, PromptSet, Shard, ShardAttempt, Stage
 from app.db.session import db_now
 from app.domain.lifecycle import ENDED, JobStatus, ShardStatus
 
@@ -370,44 +370,3 @@ def end_job_if_done(connection: Connection, job_id: str) -> bool:
         )
     )
     return True
-
-
-def grant(
-    connection: Connection, scope: str, cap: int, worker: str, wanted: int, in_use: int, seconds: float
-) -> int:
-    """This worker's share of a cap of calls in flight. The shares of all live workers never exceed the cap.
-
-    A share is lowered at once down to what is in use, and raised only by what others have given back.
-    The caller holds the lock of the scope's row.
-    """
-    connection.execute(
-        SlotGrant.__table__.delete().where(SlotGrant.lease_until < db_now())  # type: ignore[attr-defined]
-    )
-    rows: dict[str, int] = {
-        row.worker_id: row.slots
-        for row in connection.execute(
-            select(SlotGrant.worker_id, SlotGrant.slots)
-            .where(SlotGrant.scope == scope)
-            .order_by(SlotGrant.worker_id)
-        )
-    }
-    workers = sorted({*rows, worker})
-    rank, count = workers.index(worker), len(workers)
-    share = cap // count + (1 if rank < cap % count else 0)
-    others = sum(slots for name, slots in rows.items() if name != worker)
-    slots = max(0, min(max(in_use, min(share, wanted)), cap - others))
-    values = {"slots": slots, "lease_until": db_now() + seconds}
-    if worker in rows:
-        connection.execute(
-            update(SlotGrant).where(SlotGrant.scope == scope, SlotGrant.worker_id == worker).values(**values)
-        )
-    else:
-        connection.execute(insert(SlotGrant).values(scope=scope, worker_id=worker, **values))
-    return slots
-
-
-def locked_cap(connection: Connection, table: type[Job] | type[Teacher], scope: str) -> int | None:
-    """The cap of calls in flight of a job or teacher, with its row locked."""
-    return connection.execute(
-        select(table.max_in_flight).where(table.id == scope).with_for_update()
-    ).scalar_one_or_none()

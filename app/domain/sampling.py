@@ -25,6 +25,9 @@ class SamplingOverrides(BaseModel):
     frequency_penalty: Penalty | None = None
     repetition_penalty: float | None = Field(None, gt=0, le=2)
     reasoning_effort: str | None = Field(None, max_length=32, description="For teachers that take one.")
+    thinking_token_budget: int | None = Field(
+        None, ge=0, description="For vLLM with a reasoning parser: the trace is ended after so many tokens."
+    )
     chat_template_kwargs: dict[str, JsonValue] | None = None
 
 

@@ -15,6 +15,7 @@ from app.db.completions import Place
 from app.db.models import Completion, Job
 from app.domain.columns import TokenColumns
 from app.domain.lifecycle import CompletionStatus
+from app.domain.prices import dollars
 from app.errors import NotFound, StorageError
 from app.services.job_views import moment
 from app.storage.lookup import rows_of
@@ -44,6 +45,7 @@ class CompletionView(BaseModel):
     completion_tokens: int | None
     reasoning_tokens: int | None
     cached_tokens: int | None
+    cost_usd: float | None = Field(description="Null: not known.")
     n_tokens: int | None = Field(description="Tokens whose ids are kept; null: the teacher told none.")
     attempts: int
     calls: int
@@ -225,6 +227,7 @@ def _view(row: Completion, teacher_name: str) -> CompletionView:
         completion_tokens=row.completion_tokens,
         reasoning_tokens=row.reasoning_tokens,
         cached_tokens=row.cached_tokens,
+        cost_usd=dollars(row.cost_nanousd),
         n_tokens=row.n_tokens,
         attempts=row.attempts,
         calls=row.calls,

@@ -11,6 +11,7 @@ from app.db.models import Job, Lane, Shard, ShardAttempt, Stage
 from app.domain.clock import PACE_SECONDS
 from app.domain.lifecycle import ENDED, JobStatus, ShardStatus
 from app.domain.pace import WINDOW_STEPS, pace
+from app.domain.prices import NANO, Price
 from app.domain.sampling import Elicitation, IntendedUse, SamplingParameters
 from app.recipes import Budget
 
@@ -29,6 +30,8 @@ class CountsView(BaseModel):
     completion_tokens: int
     calls: int = Field(description="Requests to teachers, retries included.")
     retries: int
+    cost_usd: float = Field(description="Of the completions whose cost is known.")
+    unpriced: int = Field(description="Completions whose cost is not known: they are not in `cost_usd`.")
 
 
 class PaceView(BaseModel):
@@ -66,6 +69,7 @@ class LaneView(BaseModel):
     revision: str | None
     access_route: str
     license: str | None
+    price: Price | None = Field(description="As it was known when the job was submitted; null: not known.")
     completed: int
     failed: int
     parked: ParkedView | None
@@ -214,6 +218,8 @@ def _view(
             completion_tokens=total.completion_tokens,
             calls=total.calls,
             retries=total.retries,
+            cost_usd=total.cost_nanousd / NANO,
+            unpriced=total.unpriced,
         ),
         pace=_pace(job, steps, remaining, now) if job.status == JobStatus.RUNNING else None,
         shards=ShardCountsView(total=job.n_shards, finished=job.n_shards_finished),
@@ -275,6 +281,7 @@ def _lane(lane: Lane, count: rows.Counts) -> LaneView:
         revision=lane.revision,
         access_route=lane.access_route,
         license=lane.license,
+        price=None if lane.price is None else Price.model_validate(lane.price),
         completed=count.completed,
         failed=count.failed,
         parked=parked,

@@ -8,10 +8,13 @@ from app.db import teachers as teacher_rows
 from app.db.models import Job, PromptSet, Teacher
 from app.domain.fingerprints import new_id
 from app.domain.lifecycle import JobStatus, ShardStatus, check_move
+from app.domain.prices import Price
 from app.domain.version import code_version
 from app.errors import Conflict, InvalidInput, NotFound, Unsupported
 from app.recipes import JobSpec
 from app.services.job_views import JobEstimate, JobView, ShardView, TeacherEstimate, shard_view, views
+from app.services.teachers import rates_of, spec_of
+from app.teachers.prices import price_of_teacher
 
 
 def submit(session: Session, project_id: str, key_id: str, spec: JobSpec, shard_size: int) -> JobView:
@@ -47,7 +50,7 @@ def submit(session: Session, project_id: str, key_id: str, spec: JobSpec, shard_
         for stage in spec.stages()
     ]
     connection = session.connection()
-    rows.add(connection, new, stages, teachers)
+    rows.add(connection, new, stages, teachers, _prices(teachers))
     shards.cut(connection, new.id)
     return get(session, project_id, new.id)
 
@@ -160,6 +163,12 @@ def _checked(session: Session, project_id: str, spec: JobSpec) -> tuple[PromptSe
                 f"prompt {number} asks for teacher {name!r}, which is not among the job's teachers"
             )
     return prompts, teachers
+
+
+def _prices(teachers: list[Teacher]) -> dict[str, Price]:
+    """What is known of the teachers' prices now, by their id."""
+    found = {teacher.id: price_of_teacher(spec_of(teacher), rates_of(teacher)) for teacher in teachers}
+    return {teacher: price for teacher, price in found.items() if price is not None}
 
 
 def _check_logprobs(teacher: Teacher, top_logprobs: int) -> None:

@@ -15,9 +15,11 @@ from app.db.models import Teacher
 from app.db.session import db_now, session
 from app.domain.fingerprints import fingerprint, new_id
 from app.domain.licences import normalise_license
+from app.domain.prices import Price, Rate
 from app.errors import Conflict, InvalidLicense, NotFound, TeacherRefusedKey, TeacherUnavailable
 from app.services.ports import OpenTeacher
 from app.teachers.base import Capabilities, TeacherSpec
+from app.teachers.prices import price_of_teacher
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 SECRET_REF = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00]+)$"
@@ -44,6 +46,11 @@ class TeacherChanges(BaseModel):
     options: dict[str, JsonValue] | None = Field(None, description="The driver's own options.")
     max_in_flight: int | None = Field(
         None, ge=1, le=100_000, description="Cap of calls in flight, over all workers."
+    )
+    price: tuple[Rate, ...] | None = Field(
+        None,
+        max_length=20,
+        description="What it costs; of several rates the last one that fits counts. Null: as published, if it is.",
     )
 
     @field_validator("license")
@@ -85,6 +92,7 @@ class TeacherView(BaseModel):
     terms_id: str | None
     options: dict[str, JsonValue]
     max_in_flight: int | None
+    price: Price | None = Field(description="What a job that is submitted now is charged; null: not known.")
     capabilities: dict[str, JsonValue] | None = Field(
         description="What the last probe found; null: never probed."
     )
@@ -108,7 +116,7 @@ def check(spec: TeacherSpec, open_teacher: OpenTeacher) -> None:
 
 def register(session: Session, project_id: str, new: NewTeacher) -> TeacherView:
     """Raises `Conflict` for a name that is taken."""
-    values = new.model_dump()
+    values = new.model_dump(mode="json")
     row = rows.add(session, new_id("tch"), project_id, values)
     if row is None:
         raise Conflict(
@@ -146,7 +154,7 @@ def new_spec(new: NewTeacher) -> TeacherSpec:
 
 
 def _values(changes: TeacherChanges) -> dict[str, Any]:
-    values = changes.model_dump(exclude_unset=True)
+    values = changes.model_dump(mode="json", exclude_unset=True)
     if "options" in values and values["options"] is None:
         values["options"] = {}
     return values
@@ -193,6 +201,11 @@ def spec_of(row: Teacher) -> TeacherSpec:
     return _spec_of({name: getattr(row, name) for name in _SPEC_FIELDS})
 
 
+def rates_of(row: Teacher) -> tuple[Rate, ...] | None:
+    """The rates that its owner told; None: none."""
+    return None if row.price is None else tuple(Rate.model_validate(rate) for rate in row.price)
+
+
 def _spec_of(values: dict[str, object]) -> TeacherSpec:
     return TeacherSpec(**{name: values[name] for name in _SPEC_FIELDS})  # type: ignore[arg-type]
 
@@ -211,6 +224,7 @@ def view(row: Teacher) -> TeacherView:
         terms_id=row.terms_id,
         options=row.options,
         max_in_flight=row.max_in_flight,
+        price=price_of_teacher(spec_of(row), rates_of(row)),
         capabilities=row.capabilities,
         identity=None if row.identity_sha256 is None else row.identity_sha256.hex(),
         probed_at=row.probed_at,

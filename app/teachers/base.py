@@ -1,6 +1,7 @@
 """What a teacher is to the engine: a Protocol of few methods, and the typed values that cross it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from typing import Protocol
 
 from pydantic import JsonValue
@@ -18,6 +19,7 @@ class GenerateRequest:
 
     `sampling.seed` is the seed of sample 0; a driver asks sample i with seed + i.
     `deadline_s`: seconds that the whole call may take.
+    `priority`: the job's, higher first, for servers that queue by it.
     """
 
     messages: tuple[Turn, ...]
@@ -28,17 +30,23 @@ class GenerateRequest:
     response_schema: dict[str, JsonValue] | None = None
     elicit: Elicitation | None = None
     request_id: str = ""
+    priority: int = 0
     deadline_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts as the teacher reports them; None where it does not say (never 0 for unknown)."""
+    """Token counts as the teacher reports them; None where it does not say (never 0 for unknown).
+
+    `prompt_tokens` hold the cached ones, `completion_tokens` the reasoning ones, whatever the teacher's habit.
+    """
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     reasoning_tokens: int | None = None
     cached_tokens: int | None = None
+    billed_prompt_tokens: int | None = None  # where siblings share one request's prompt; None: all of them
+    cost_usd: Decimal | None = None  # where the provider itself says what it charged
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +89,21 @@ class Capabilities:
     tokenizer_sha256: str | None = None
     chat_template_sha256: str | None = None
     vocab_size: int | None = None
+    weights_sha256: str | None = None  # a fingerprint of the weight files, where the server tells one
+    details: dict[str, JsonValue] = field(
+        default_factory=dict
+    )  # whatever else provenance wants: dtype, hardware …
     problems: tuple[str, ...] = ()  # full sentences; why something is off or refused
 
     def identity(self) -> dict[str, JsonValue]:
-        """What must not change while a job runs: engine, model and template (JSON-ready)."""
-        return {
+        """What must not change while a job runs: engine, model, weights and template (JSON-ready)."""
+        found: dict[str, JsonValue] = {
             "engine": self.engine,
             "served_model": self.served_model,
             "tokenizer_sha256": self.tokenizer_sha256,
             "chat_template_sha256": self.chat_template_sha256,
         }
+        return found if self.weights_sha256 is None else {**found, "weights_sha256": self.weights_sha256}
 
     def as_json(self) -> dict[str, JsonValue]:
         return {**asdict(self), "problems": list(self.problems)}

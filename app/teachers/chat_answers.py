@@ -43,7 +43,7 @@ def generations(
                 finish_reason=str(finish or "unknown"),
                 tool_calls=message.get("tool_calls") or None,
                 tokens=tokens,
-                usage=usage_of(usage, len(choices), None if tokens is None else len(tokens)),
+                usage=usage_of(usage, len(choices), position, None if tokens is None else len(tokens)),
                 engine=engine if isinstance(engine, str) else None,
                 request_hash=request_hash,
                 response_hash=response_hash,
@@ -65,21 +65,31 @@ def told(
     return split.reasoning, split.answer, split.truncated, None if split.reasoning is None else source
 
 
-def usage_of(usage: JsonValue, choices: int, own_tokens: int | None) -> Usage:
-    """A choice's share: its own tokens where they are known, else the answer's total where it has one choice."""
+def usage_of(usage: JsonValue, choices: int, position: int = 0, own_tokens: int | None = None) -> Usage:
+    """The share of the choice at `position`, of `choices` that one request made.
+
+    Its generated tokens: `own_tokens` where they are known, else its part of the total. Some APIs count reasoning
+    beside `completion_tokens` and not in it: their `total_tokens` gives them away.
+    """
     if not isinstance(usage, dict):
         return Usage(completion_tokens=own_tokens)
-    total = _count(usage, "completion_tokens")
-    completion = own_tokens if own_tokens is not None else total
-    if own_tokens is None and total is not None and choices > 1:
-        completion = total // choices  # the answer does not tell them apart
-    details, prompt = usage.get("completion_tokens_details"), usage.get("prompt_tokens_details")
+    prompt, made, total = (_count(usage, f"{name}_tokens") for name in ("prompt", "completion", "total"))
+    details, cached = usage.get("completion_tokens_details"), usage.get("prompt_tokens_details")
+    reasoning = _count(details, "reasoning_tokens")
+    if reasoning and None not in (prompt, made, total) and total == (prompt or 0) + (made or 0) + reasoning:
+        made = (made or 0) + reasoning
     return Usage(
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        completion_tokens=completion,
-        reasoning_tokens=_count(details, "reasoning_tokens") if choices == 1 else None,
-        cached_tokens=_count(prompt, "cached_tokens"),
+        prompt_tokens=prompt,
+        completion_tokens=own_tokens if own_tokens is not None else _part(made, choices, position),
+        reasoning_tokens=reasoning if choices == 1 else None,
+        cached_tokens=_count(cached, "cached_tokens"),
+        billed_prompt_tokens=None if choices == 1 else _part(prompt, choices, position),
     )
+
+
+def _part(total: int | None, parts: int, position: int) -> int | None:
+    """Whole numbers that sum to the total."""
+    return None if total is None else total // parts + (1 if position < total % parts else 0)
 
 
 def columns_of_choice(choice: dict[str, Any], k: int, prompt_ids: Int32 | None) -> TokenColumns | None:

@@ -31,6 +31,7 @@ class Piece:
     request_hash: bytes
     response_hash: bytes
     engine: str | None = None
+    ended_by: int | None = None  # the id that ended the turn, where it is the last of `tokens`
 
 
 # Go on with a turn: (its text so far, its token ids so far or None, tokens that may be added) to the piece added.
@@ -69,8 +70,8 @@ async def elicit(
 ) -> Generation:
     """Draw a trace and an answer. `max_tokens` bounds both together, forced tokens not counted.
 
-    `eos`: the id that ends a turn; where a trace ends with it unclosed, it is taken back. The columns begin with the
-    tokens of `BEGIN`, as the turn does; they are None where ids are not told.
+    `eos`: the id that ends a turn, where no piece says so itself; where a trace ends with it unclosed, it is taken
+    back. The columns begin with the tokens of `BEGIN`, as the turn does; they are None where ids are not told.
     """
     limit = reasoning_limit(elicitation, max_tokens)
     first = await go_on(BEGIN, None if ids is None else ids.begin, limit)
@@ -80,7 +81,8 @@ async def elicit(
     text, kept = first.text, first.tokens
     if not closed:
         text = text.rstrip() + END
-        if kept is not None and len(kept) and int(kept.token_ids[-1]) == eos:
+        ends = eos if first.ended_by is None else first.ended_by
+        if kept is not None and len(kept) and int(kept.token_ids[-1]) == ends:
             kept = _without_last(kept)
     used = len(first.tokens) if first.tokens is not None else first.usage.completion_tokens
     rest = max(1, max_tokens - (limit if used is None else used))

@@ -215,6 +215,10 @@ def _check(request: GenerateRequest) -> None:
         raise Unsupported("the embedded teacher's chat template takes no arguments")
     if request.sampling.reasoning_effort:
         raise Unsupported("the embedded teacher takes no reasoning_effort")
+    if request.sampling.thinking_token_budget is not None:
+        raise Unsupported(
+            "the embedded teacher takes no thinking_token_budget: elicitation has one of its own"
+        )
 
 
 def _completion(

@@ -79,7 +79,7 @@ class OpenAITeacher:
             reply = await self._http.post("/chat/completions", body, request.deadline_s)
             answer = json_of(reply)
             made = generations(answer, one, sha256(body), sha256(reply.body))[0]
-            usage = usage_of(answer.get("usage"), 1, None)
+            usage = usage_of(answer.get("usage"), 1)
             return Piece(
                 text=made.answer
                 if made.reasoning is None
@@ -131,6 +131,6 @@ def _put_sampling(
     if not provider.takes_seed:
         given.pop("seed", None)
     if not provider.takes_sampling_extras:
-        for name in ("top_k", "min_p", "repetition_penalty", "chat_template_kwargs"):
+        for name in ("top_k", "min_p", "repetition_penalty", "chat_template_kwargs", "thinking_token_budget"):
             given.pop(name, None)
     body.update(given)

@@ -19,7 +19,8 @@ class Provider:
     sampled_eats_candidate: bool = (
         False  # gives the first k of {sampled, top 1 … top k}: k + 1 keeps candidate k
     )
-    hosted: bool = False  # over the internet: httpx, proxies of the environment
+    hosted: bool = False  # over the internet: httpx
+    prices: str | None = None  # its name in genai-prices
 
 
 PROVIDERS = {
@@ -37,6 +38,7 @@ PROVIDERS = {
             max_top_logprobs=20,
             takes_sampling_extras=False,
             hosted=True,
+            prices="openai",
         ),
         Provider(
             "deepseek",
@@ -46,9 +48,20 @@ PROVIDERS = {
             takes_seed=False,
             takes_n=False,
             hosted=True,
+            prices="deepseek",
         ),
-        Provider("together", "https://api.together.xyz/v1", max_top_logprobs=5, hosted=True),
-        Provider("fireworks", "https://api.fireworks.ai/inference/v1", max_top_logprobs=5, hosted=True),
-        Provider("openrouter", "https://openrouter.ai/api/v1", takes_n=False, hosted=True),
+        Provider(
+            "together", "https://api.together.xyz/v1", max_top_logprobs=5, hosted=True, prices="together"
+        ),
+        Provider(
+            "fireworks",
+            "https://api.fireworks.ai/inference/v1",
+            max_top_logprobs=5,
+            hosted=True,
+            prices="fireworks",
+        ),
+        Provider(
+            "openrouter", "https://openrouter.ai/api/v1", takes_n=False, hosted=True, prices="openrouter"
+        ),
     )
 }

@@ -55,7 +55,7 @@ def test_main_job(database_url: str, broker_url: str, tmp_path: Path) -> None:
         )
         errors = service.call("GET", f"/v1/prompt-sets/{job['prompt_set']}/errors")["items"]
         assert [(row["line"], row["kind"]) for row in errors] == [(4, "invalid-row"), (5, "invalid-license")]
-        job = service.wait(f"/v1/jobs/{job['id']}", 90)
+        job = service.wait(f"/v1/jobs/{job['id']}", 240)
         assert job["status"] == "completed", service.logs()
         assert (job["counts"]["completed"], job["counts"]["failed"]) == (6, 0)
 

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.smoke
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("app", "workers", "migrations")
+ROUTE = ROOT / "app" / "teachers" / "inside_vllm" / "retort_route"
 # Made or kept by running things, not by us.
 NOT_SOURCE = re.compile(
     r"\.(git|venv.*|retort|hypothesis|.*_cache)$|__pycache__$|.*\.egg-info$|build$|dist$|reports$"
@@ -134,17 +135,24 @@ def test_the_service_imports_no_test_code() -> None:
 
 def test_nothing_imports_torch_outside_the_in_process_driver() -> None:
     heavy = {"torch", "transformers", "vllm"}
-    allowed = {"app/teachers/vllm_engine.py", "workers/vllm_route.py"}
+    allowed = {"app/teachers/vllm_engine.py", *(name(path) for path in ROUTE.glob("*.py"))}
     found = {name(path) for path in modules(*OURS) if heavy & set(imported(ast.parse(path.read_text())))}
     assert found <= allowed
 
 
 def test_the_route_inside_vllm_stands_alone() -> None:
     """It runs in vLLM's own environment, where nothing of ours is installed."""
-    route = ROOT / "workers" / "vllm_route.py"
-    if route.exists():
-        foreign = set(imported(ast.parse(route.read_text()))) - set(sys.stdlib_module_names)
-        assert foreign <= {"numpy", "vllm"}
+    files = list(ROUTE.glob("*.py"))
+    assert files
+    foreign = {module for path in files for module in imported(ast.parse(path.read_text()))}
+    assert foreign - set(sys.stdlib_module_names) <= {"numpy", "vllm"}
+    above = [
+        node
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if getattr(node, "level", 0) > 1
+    ]
+    assert above == [], "an import from outside its own folder"
 
 
 def test_tests_fake_at_the_transport_and_never_patch() -> None:

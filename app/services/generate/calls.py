@@ -1,4 +1,7 @@
-"""One call to a teacher and its retries. This is the one layer that retries; drivers raise."""
+"""One call to a teacher, and whether its prompt is asked again. This is the one layer that retries; drivers raise.
+
+A call that is to be made again gives its room back and waits in the queue, so that nothing is held while it waits.
+"""
 
 import asyncio
 import logging
@@ -14,17 +17,13 @@ from app.errors import (
     TeacherUnavailable,
     TransientTeacherError,
 )
+from app.services.generate.admission import Permit
+from app.services.generate.config import RetryPolicy
+from app.services.generate.replicas import LaneDown
 from app.services.generate.work import ShardRun, Unit
-from app.teachers.base import Generation, Teacher
+from app.teachers.base import Generation
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    attempts: int
-    backoff_s: float
-    deadline_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,86 +39,124 @@ class Outcome:
     error_detail: str | None = None
 
 
-class LaneDown(Exception):
-    """The teacher does not work for anybody just now: the lane parks, and no attempt of the prompt is burnt."""
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The samples of the unit that have no outcome are to be asked for again, after so many seconds."""
 
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind, self.detail = kind, detail
-
-
-class Throttled(Exception):
-    """The teacher asks for a slower pace: the unit goes back to the queue."""
-
-    def __init__(self, retry_after: float | None) -> None:
-        super().__init__("rate limited")
-        self.retry_after = retry_after
+    seconds: float
 
 
-_CONNECT_TRIES = 3
+_REFUSALS = (
+    20  # of one prompt, while others are answered: then it is the prompt (too large for the rate, say)
+)
 
 
-async def answer(  # noqa: C901 - one flat list of what can go wrong
-    unit: Unit, teacher: Teacher, policy: RetryPolicy, keep: list[Outcome]
-) -> None:
-    """Ask until every sample of the unit has an outcome, each put into `keep` as soon as it is known.
+async def ask(unit: Unit, permit: Permit, policy: RetryPolicy, keep: list[Outcome]) -> Again | None:
+    """Make one call for the unit's samples. Outcomes that are final go into `keep`; `unit` keeps what is missing.
 
-    Raises `LaneDown` or `Throttled`; the samples that are not in `keep` by then are still to be made.
+    Closes the permit. Raises `LaneDown` where the teacher works for nobody just now: no attempt is burnt then.
     """
-    missing = [i for i in unit.sample_indices if all(done.sample_index != i for done in keep)]
-    started = time.monotonic()
-    attempt, refused = 0, 0
-    while missing:
-        attempt += 1
-        remaining = policy.deadline_s - (time.monotonic() - started)
-        asked_at = time.monotonic()
-        try:
-            request = unit.request(tuple(missing), remaining)
-            async with asyncio.timeout(remaining):
-                generations = await teacher.generate(request)
-        except (TeacherRefusedKey, IdentityChanged) as error:
-            raise LaneDown(error.kind, error.detail) from error
-        except TeacherUnavailable as error:
-            refused += 1
-            attempt -= 1
-            if refused >= _CONNECT_TRIES:
-                raise LaneDown(error.kind, error.detail) from error
-            await asyncio.sleep(_wait(policy, refused, error.retry_after))
-            continue
-        except RateLimited as error:
-            raise Throttled(error.retry_after) from error
-        except TransientTeacherError as error:
-            kind, detail, retry_after = error.kind, error.detail, error.retry_after
-        except PermanentTeacherError as error:
-            keep.extend(_failed(unit, missing, attempt, asked_at, error.kind, error.detail))
-            return
-        except TimeoutError:
+    remaining = policy.deadline_s - unit.used_s
+    asked_at = time.monotonic()
+    result: list[Generation] | Exception | None = None
+    try:
+        async with asyncio.timeout(remaining):
+            result = await permit.teacher.generate(unit.request(unit.sample_indices, remaining))
+    except Exception as error:  # noqa: BLE001 - each kind is told apart below; a driver's bug is one of them
+        result = error
+    finally:
+        down = permit.close(result)
+        unit.used_s += time.monotonic() - asked_at
+    if isinstance(result, Exception):
+        if isinstance(result, RateLimited) and not _is_poison(unit, permit):
+            return Again(0.0)  # not before the whole teacher is asked again
+        return _after_error(unit, result, down, policy, keep, asked_at)
+    return _after_answer(unit, result or [], policy, keep, asked_at)
+
+
+def _is_poison(unit: Unit, permit: Permit) -> bool:
+    """Whether this prompt is refused as too much again and again while others are answered."""
+    if permit.answered > unit.answered_then:
+        unit.refusals += 1
+        unit.answered_then = permit.answered
+    return unit.refusals >= _REFUSALS
+
+
+def _after_answer(
+    unit: Unit, found: list[Generation], policy: RetryPolicy, keep: list[Outcome], asked_at: float
+) -> Again | None:
+    unit.attempts += 1
+    missing, latency = set(unit.sample_indices), _ms_since(asked_at)
+    for made in found:
+        if made.sample_index in missing:
+            missing.remove(made.sample_index)
+            keep.append(Outcome(unit, made.sample_index, unit.attempts, latency, made))
+    if not missing:
+        return None
+    if len(missing) < len(unit.sample_indices):  # some came: the others are a call of their own
+        unit.sample_indices = tuple(i for i in unit.sample_indices if i in missing)
+        unit.attempts -= 1
+        return Again(0.0)
+    return _retried(
+        unit, "teacher-malformed-answer", "the teacher returned no choice", None, policy, keep, asked_at
+    )
+
+
+def _after_error(
+    unit: Unit,
+    error: Exception,
+    down: LaneDown | None,
+    policy: RetryPolicy,
+    keep: list[Outcome],
+    asked_at: float,
+) -> Again | None:
+    match error:
+        case TeacherRefusedKey() | IdentityChanged() | TeacherUnavailable():
+            if down is not None:
+                raise down from error
+            return Again(0.0)  # another replica may answer; this one is tried again at its own pace
+        case RateLimited():
+            unit.attempts += 1
+            keep.extend(_failed(unit, asked_at, error.kind, f"{error.detail} ({_REFUSALS} times)"))
+        case TransientTeacherError():
+            unit.attempts += 1
+            return _retried(unit, error.kind, error.detail, error.retry_after, policy, keep, asked_at)
+        case PermanentTeacherError():
+            unit.attempts += 1
+            keep.extend(_failed(unit, asked_at, error.kind, error.detail))
+        case TimeoutError():
+            unit.attempts += 1
             detail = f"no whole answer within {policy.deadline_s:g} s, all attempts together"
-            keep.extend(_failed(unit, missing, attempt, asked_at, "deadline", detail))
-            return
-        except Exception as error:  # a bug of a driver must not take the worker's other calls with it
-            log.exception("driver %r failed on prompt %d", unit.run.lane.spec.driver, unit.prompt_number)
-            keep.extend(
-                _failed(unit, missing, attempt, asked_at, "internal", f"{type(error).__name__}: {error}")
-            )
-            return
-        else:
-            latency = _ms_since(asked_at)
-            for generation in generations:
-                if generation.sample_index in missing:
-                    missing.remove(generation.sample_index)
-                    keep.append(Outcome(unit, generation.sample_index, attempt, latency, generation))
-            if generations:
-                continue
-            kind, detail, retry_after = "teacher-malformed-answer", "the teacher returned no choice", None
-        if attempt >= policy.attempts:
-            keep.extend(_failed(unit, missing, attempt, asked_at, kind, detail))
-            return
-        wait = _wait(policy, attempt, retry_after)
-        if time.monotonic() - started + wait >= policy.deadline_s:
-            keep.extend(_failed(unit, missing, attempt, asked_at, "deadline", f"{detail} (and no time left)"))
-            return
-        await asyncio.sleep(wait)
+            keep.extend(_failed(unit, asked_at, "deadline", detail))
+        case _:  # a bug of a driver must not take the worker's other calls with it
+            unit.attempts += 1
+            driver = unit.run.lane.spec.driver
+            log.error("driver %r failed on prompt %d", driver, unit.prompt_number, exc_info=error)
+            keep.extend(_failed(unit, asked_at, "internal", f"{type(error).__name__}: {error}"))
+    return None
+
+
+def _retried(
+    unit: Unit,
+    kind: str,
+    detail: str,
+    retry_after: float | None,
+    policy: RetryPolicy,
+    keep: list[Outcome],
+    asked_at: float,
+) -> Again | None:
+    """What the teacher asked for, else exponential with jitter; None where no attempt or no time is left."""
+    if unit.attempts >= policy.attempts:
+        keep.extend(_failed(unit, asked_at, kind, detail))
+        return None
+    wait = random.uniform(0.5, 1.0) * policy.backoff_s * 2.0 ** (unit.attempts - 1)
+    if retry_after is not None:
+        wait = retry_after
+    if unit.used_s + wait >= policy.deadline_s:
+        keep.extend(_failed(unit, asked_at, "deadline", f"{detail} (and no time left)"))
+        return None
+    unit.used_s += wait
+    return Again(wait)
 
 
 def given_up(run: ShardRun) -> list[Outcome]:
@@ -131,24 +168,15 @@ def given_up(run: ShardRun) -> list[Outcome]:
         for unit in run.pending
         for index in unit.sample_indices
     ]
-    run.pending.clear()
+    run.forget()
     return lost
 
 
-def _wait(policy: RetryPolicy, attempt: int, retry_after: float | None) -> float:
-    """Seconds before the next attempt: what the teacher asked for, else exponential with full jitter."""
-    if retry_after is not None:
-        return retry_after
-    return random.uniform(0.5, 1.0) * policy.backoff_s * 2.0 ** (attempt - 1)
-
-
-def _failed(
-    unit: Unit, missing: list[int], attempts: int, asked_at: float, kind: str, detail: str
-) -> list[Outcome]:
+def _failed(unit: Unit, asked_at: float, kind: str, detail: str) -> list[Outcome]:
     latency = _ms_since(asked_at)
     return [
-        Outcome(unit, index, attempts, latency, error_kind=kind, error_detail=detail[:4000])
-        for index in missing
+        Outcome(unit, index, unit.attempts, latency, error_kind=kind, error_detail=detail[:4000])
+        for index in unit.sample_indices
     ]
 
 

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from app.services.generate.calls import RetryPolicy
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """`deadline_s`: for one prompt's samples, calls and waits between attempts together; waiting for room is free."""
+
+    attempts: int
+    backoff_s: float
+    deadline_s: float
 
 
 @dataclass(frozen=True, slots=True)

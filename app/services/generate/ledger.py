@@ -6,12 +6,10 @@ from pydantic import JsonValue
 from sqlalchemy import Engine
 
 from app.db import lanes, shards, workers
-from app.db.models import Job
-from app.db.models import Teacher as TeacherRow
 from app.db.session import reading, transaction
-from app.services.generate.calls import LaneDown
 from app.services.generate.config import EngineConfig
-from app.services.generate.lane import LaneKey, LaneState
+from app.services.generate.lane import LaneKey
+from app.services.generate.replicas import LaneDown
 
 
 class Ledger:
@@ -79,37 +77,3 @@ class Ledger:
     def leave(self) -> None:
         with transaction(self._database) as connection:
             workers.leave(connection, self._owner)
-
-    def grants(self, wanted: list[tuple[LaneState, int, int]]) -> dict[LaneState, int]:
-        """Each capped lane's share of its job's cap and of its teacher's; the smaller one counts.
-
-        `wanted`: lane, calls that it could use, calls that it has in flight.
-        """
-        seconds = max(3.0, self._config.lease_seconds / 3)
-        scopes: dict[str, tuple[type[Job] | type[TeacherRow], list[tuple[LaneState, int, int]]]] = {}
-        for entry in wanted:
-            spec = entry[0].spec
-            if spec.job_cap is not None:
-                scopes.setdefault(spec.job_id, (Job, []))[1].append(entry)
-            if spec.teacher_cap is not None:
-                scopes.setdefault(spec.teacher_id, (TeacherRow, []))[1].append(entry)
-        result: dict[LaneState, int] = {}
-        with transaction(self._database) as connection:
-            for scope in sorted(scopes):
-                table, entries = scopes[scope]
-                cap = shards.locked_cap(connection, table, scope)
-                if cap is None:
-                    continue
-                slots = shards.grant(
-                    connection,
-                    scope,
-                    cap,
-                    self._owner,
-                    sum(want for _, want, _ in entries),
-                    sum(used for _, _, used in entries),
-                    seconds,
-                )
-                for position, (lane, _, _) in enumerate(sorted(entries, key=lambda e: e[0].key)):
-                    share = slots // len(entries) + (1 if position < slots % len(entries) else 0)
-                    result[lane] = min(result.get(lane, 1_000_000), share)
-        return result

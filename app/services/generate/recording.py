@@ -12,11 +12,13 @@ from app.db import checkpoints, shards
 from app.db.checkpoints import COLUMNS, ShardBatch
 from app.db.session import reading, transaction
 from app.domain.lifecycle import CompletionStatus
+from app.domain.prices import nano
 from app.services.generate.calls import Outcome
 from app.services.generate.work import ShardRun
 from app.storage.places import Storage
 from app.storage.segments import SegmentFile, read_segment, write_segment
 from app.storage.token_table import decode_part, encode_part, token_table
+from app.teachers.prices import price_of, prompt_tokens_billed
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,11 @@ def _batch(run: ShardRun, outcomes: list[Outcome]) -> ShardBatch:
             tally.failed += 1
             continue
         tally.completed += 1
-        tally.prompt_tokens += made.usage.prompt_tokens or 0
+        tally.prompt_tokens += prompt_tokens_billed(made.usage) or 0
         tally.completion_tokens += made.usage.completion_tokens or 0
+        cost = nano(price_of(run.lane.price, made.usage))
+        tally.cost_nanousd += cost or 0
+        tally.unpriced += cost is None
     return batch
 
 
@@ -104,6 +109,7 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
         "completion_tokens": usage.completion_tokens if usage else None,
         "reasoning_tokens": usage.reasoning_tokens if usage else None,
         "cached_tokens": usage.cached_tokens if usage else None,
+        "cost_nanousd": nano(price_of(lane.price, usage)) if usage else None,
         "n_tokens": n_tokens,
         "attempts": outcome.attempts,
         "calls": outcome.attempts - 1 + (made.calls if made else 1),

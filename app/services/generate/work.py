@@ -1,6 +1,7 @@
 """What there is to do: a shard's prompts, less what is recorded already."""
 
 import hashlib
+import heapq
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,13 +25,30 @@ class ShardRun:
     lane: lanes.LaneSpec
     n_missing: int  # samples that are neither recorded nor on their way to the checkpoint
     pending: deque["Unit"] = field(default_factory=deque)
-    in_flight: int = 0
+    delayed: list[tuple[float, int, "Unit"]] = field(default_factory=list)  # a heap by monotonic time
     sequence: int = 0
     lost: bool = False  # another worker owns it, or the job was cancelled: drop everything
 
     @property
     def key(self) -> tuple[str, int]:
         return (self.lane.job_id, self.lane.teacher)
+
+    def put_back(self, unit: "Unit", due: float, now: float) -> None:
+        """The unit is to be asked again, not before `due` (monotonic time)."""
+        if due <= now:
+            self.pending.appendleft(unit)
+        else:
+            heapq.heappush(self.delayed, (due, id(unit), unit))
+
+    def make_due(self, now: float) -> None:
+        """Units that have waited long enough go to the head of the queue."""
+        while self.delayed and self.delayed[0][0] <= now:
+            self.pending.appendleft(heapq.heappop(self.delayed)[2])
+
+    def forget(self) -> None:
+        """Nothing more of this shard is asked."""
+        self.pending.clear()
+        self.delayed.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -45,8 +63,13 @@ class Unit:
     response_schema: dict[str, Any] | None
     sampling: SamplingParameters
     sampling_json: str | None  # where it differs from the stage's
-    sample_indices: tuple[int, ...]
+    sample_indices: tuple[int, ...]  # those that have no outcome yet
     content: "hashlib._Hash"
+    prompt_bytes: int  # of the prompt's JSON: it has no more tokens than that, apart from the chat template's
+    attempts: int = 0
+    used_s: float = 0.0  # of the deadline: calls and waits between attempts
+    refusals: int = 0  # as too much, while others were answered
+    answered_then: int = -1  # how many answers the teacher had given at the last such refusal
 
     def content_hash(self, index: int) -> bytes:
         """SHA-256 over teacher identity, prompt, sampling parameters and sample index."""
@@ -66,6 +89,7 @@ class Unit:
             response_schema=self.response_schema,
             elicit=stage.elicit,
             request_id=f"{claim.job_id}-{claim.stage}-{self.prompt_number}-{claim.teacher}-{indices[0]}",
+            priority=self.run.lane.priority,
             deadline_s=deadline_s,
         )
 
@@ -131,4 +155,5 @@ def _unit(
         sampling_json=None if own is None else orjson.dumps(sampling.asked()).decode(),
         sample_indices=indices,
         content=content,
+        prompt_bytes=len(prompt.body),
     )

@@ -24,8 +24,7 @@ from app.errors import (
     TransientTeacherError,
 )
 from app.services import dispatch
-from app.services.generate.calls import RetryPolicy
-from app.services.generate.config import EngineConfig
+from app.services.generate.config import EngineConfig, RetryPolicy
 from app.services.generate.engine import GenerationEngine
 from app.storage.places import Storage, open_storage
 from app.teachers.base import Capabilities, GenerateRequest, Generation, TeacherSpec, Usage

@@ -1,0 +1,55 @@
+"""What this worker holds: lanes, shards under lease, calls in flight. Belongs to the event loop; nothing here waits."""
+
+import asyncio
+
+from app.db.shards import Claim
+from app.services.generate.admission import LaneGate
+from app.services.generate.lane import LaneKey, LaneState
+from app.services.generate.work import ShardRun, Unit
+
+
+class Holdings:
+    def __init__(self) -> None:
+        self.lanes: dict[LaneKey, LaneState] = {}
+        self.calls: dict[asyncio.Task[None], Unit] = {}
+        self.beginning: dict[int, Claim] = {}  # claimed, not worked on yet, by shard
+        self.finishing: set[ShardRun] = set()
+        self.in_flight = 0  # samples
+
+    def eligible(self) -> int:
+        """Units that could be sent if slots were free: what keeps the teachers busy until the next claim."""
+        return sum(min(lane.pending(), lane.room()) for lane in self.lanes.values())
+
+    def gates(self) -> list[LaneGate]:
+        return [lane.gate for lane in self.lanes.values()]
+
+    def runs(self) -> list[ShardRun]:
+        return [run for lane in self.lanes.values() for run in lane.runs] + list(self.finishing)
+
+    def leases(self) -> list[tuple[int, int]]:
+        """(shard, epoch) of everything that a heartbeat has to prolong."""
+        runs = [(run.claim.shard_id, run.claim.epoch) for run in self.runs()]
+        return runs + [(claim.shard_id, claim.epoch) for claim in self.beginning.values()]
+
+    def drop(self, run: ShardRun) -> None:
+        """Abort the shard's calls and forget what it still has to do; nothing more of it is written."""
+        run.lost = True
+        run.forget()
+        for task, unit in list(self.calls.items()):
+            if unit.run is run:
+                task.cancel()
+        lane = self.lanes.get(run.key)
+        if lane is not None and run in lane.runs:
+            lane.runs.remove(run)
+            self.retire(lane)
+
+    def abort(self, lane: LaneState) -> None:
+        """Cancel the lane's calls; their units stay to be made."""
+        for task, unit in list(self.calls.items()):
+            if unit.run.key == lane.key:
+                task.cancel()
+
+    def retire(self, lane: LaneState) -> None:
+        """Forget a lane without work, so that the next claim looks at teacher and job anew."""
+        if not lane.runs and not lane.in_flight and self.lanes.get(lane.key) is lane and not lane.closing:
+            del self.lanes[lane.key]
