@@ -86,7 +86,13 @@ class Forbidden(RetortError):
 
 
 class PolicyRefusal(RetortError):
+    """`decision`: the whole decision as JSON, to be kept; what a client is told of it is in `extra`."""
+
     kind = "policy-refusal"
+
+    def __init__(self, detail: str, decision: str = "", **extra: object) -> None:
+        super().__init__(detail, **extra)
+        self.decision = decision
 
 
 class LeaseLost(RetortError):

@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 
 from app.api import (
     appending,
+    audit,
     completions,
     docs_pages,
     events,
@@ -16,6 +17,7 @@ from app.api import (
     jobs,
     metrics,
     openapi,
+    policy,
     problems,
     projects,
     prompt_sets,
@@ -44,6 +46,8 @@ ROUTERS = (
     events,
     completions,
     exports,
+    policy,
+    audit,
     health,
     metrics,
     docs_pages,
@@ -73,6 +77,7 @@ def create_app(settings: Settings, wake: Wake | None = None) -> FastAPI:
         open_teacher=_open_teacher(settings),
         stopping=Stopping(),
         shard_size=settings.engine.shard_size,
+        policy_rules=settings.policy,
         max_body_bytes=settings.max_body_bytes,
     )
     problems.install(made, _routes())

@@ -16,6 +16,7 @@ from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from app.domain.licences import normalise_license
 from app.errors import InvalidLicense
+from app.policy.rules import PolicyRules
 
 # Read by others than the service: the model's cache, Compose, the tests.
 _NOT_OURS = re.compile(r"retort_(cache_dir|model_dir|version|published_port|(test|fault|bench)\w*)")
@@ -216,6 +217,7 @@ class Settings(BaseSettings):
     storage: StorageSettings = StorageSettings()
     addresses: AddressSettings = AddressSettings()
     retention: RetentionSettings = RetentionSettings()
+    policy: PolicyRules = PolicyRules()
 
     @classmethod
     def settings_customise_sources(

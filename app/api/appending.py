@@ -113,7 +113,7 @@ async def append_prompts(
     chunks, sha256 = await _received(request, given)
     ticket = None if key is None else Ticket(key, sha256)
     append = await run_in_threadpool(
-        appends.begin, given.engine, who.project_id, prompt_set_id, ticket, from_line
+        appends.begin, given.engine, who.project_id, who.key_id, prompt_set_id, ticket, from_line
     )
     if not isinstance(append, Append):
         return json_answer(append.status, append.body, {REPLAYED: "true"})

@@ -9,6 +9,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from app.api.resources import Resources, resources
+from app.db import audit
 from app.errors import Forbidden, Unauthenticated
 from app.services.projects import Caller, Role, authenticate
 
@@ -70,9 +71,26 @@ def _writing(given: ResourcesDep) -> Iterator[Session]:
     # that wait for SQLite's one writer could occupy every thread, and the writer would find none to go on in.
     with Session(given.engine.execution_options(writes=True), expire_on_commit=False) as session:
         yield session
+        _write_audit(session)
         session.commit()
     for call in session.info.pop("after_commit", ()):
         call()
+
+
+def note(session: Session, who: Caller, *events: audit.Event) -> None:
+    """Tell the audit log, in this transaction, what the key's owner did."""
+    note_of(session, who.project_id, who.key_id, *events)
+
+
+def note_of(session: Session, project_id: str, actor: str, *events: audit.Event) -> None:
+    session.info.setdefault("audit", {}).setdefault((project_id, actor), []).extend(events)
+
+
+def _write_audit(session: Session) -> None:
+    """The last statements of a request: from here to the commit the project's chain is locked."""
+    for (project_id, actor), events in sorted(session.info.pop("audit", {}).items()):
+        session.flush()
+        audit.append(session.connection(), project_id, actor, events)
 
 
 def after_commit(session: Session, call: Callable[[], None]) -> None:

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Path, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.dependencies import Reader, Reading, ResourcesDep, Writer, Writing, after_commit
+from app.api.dependencies import Reader, Reading, ResourcesDep, Writer, Writing, after_commit, note
 from app.api.once import WriterOnce
 from app.api.paging import Cursor, Limit, Page, page_of, text_place
+from app.db.audit import Event
 from app.errors import StorageError
 from app.services import export as exports
 from app.services.export import ExportSpec, ExportView, FormatView
@@ -73,7 +74,19 @@ def create_export(
     """
     who = once.caller
     after_commit(once.session, partial(given.wake, None))
-    return once.answer(201, lambda: exports.create(once.session, who.project_id, who.key_id, body))
+    return once.answer(
+        201,
+        lambda: exports.create(once.session, who.project_id, who.key_id, body),
+        audit=lambda made: Event(
+            "export.create",
+            made.id,
+            {
+                "jobs": list(body.selection.jobs),
+                "format": made.format,
+                "intended_use": made.intended_use.model_dump(),
+            },
+        ),
+    )
 
 
 @router.get("/exports", response_model=Page[ExportView], summary="List exports")
@@ -93,6 +106,7 @@ def read_export(session: Reading, who: Reader, export_id: ExportId) -> ExportVie
 def cancel_export(session: Writing, who: Writer, given: ResourcesDep, export_id: ExportId) -> ExportView:
     """It is made no further, and what was written goes. 409 for one that has ended."""
     after_commit(session, partial(_clear, given.storage, export_id))
+    note(session, who, Event("export.cancel", export_id))
     return exports.cancel(session, who.project_id, export_id)
 
 
@@ -100,6 +114,7 @@ def cancel_export(session: Writing, who: Writer, given: ResourcesDep, export_id:
 def delete_export(session: Writing, who: Writer, given: ResourcesDep, export_id: ExportId) -> ExportView:
     """Whatever its status is. The record stays as `deleted`, since students may have been trained on the data."""
     after_commit(session, partial(_clear, given.storage, export_id))
+    note(session, who, Event("export.delete", export_id))
     return exports.delete(session, who.project_id, export_id)
 
 

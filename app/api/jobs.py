@@ -6,9 +6,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.dependencies import Reader, Reading, ResourcesDep, Writer, Writing, after_commit
+from app.api.dependencies import Reader, Reading, ResourcesDep, Writer, Writing, after_commit, note
 from app.api.once import WriterOnce, json_answer
 from app.api.paging import Cursor, Limit, Page, int_places, page_of, text_place
+from app.db.audit import Event
 from app.domain.lifecycle import JobStatus, ShardStatus
 from app.recipes import JobSpec
 from app.services import jobs, retrying
@@ -60,6 +61,10 @@ def submit_job(
 
     The prompt set must be sealed, or `follow` be true. A prompt's own parameters go before the job's.
 
+    The intended use is judged by the terms of the teachers and the licences of the prompts. A use that they forbid is
+    refused (403, `policy-refusal`) with the clause, the teachers and prompts at fault, and how to go on; warnings are
+    in `policy`. A `dry_run` tells all of this and refuses nothing.
+
     ```sh
     curl -s http://127.0.0.1:8321/v1/jobs -H "Authorization: Bearer $RETORT_API_KEY" \\
       -H 'Content-Type: application/json' -H 'Idempotency-Key: my-first-job' \\
@@ -68,11 +73,28 @@ def submit_job(
     """
     who, session = once.caller, once.session
     if dry_run:
-        found = jobs.estimate(session, who.project_id, body, given.shard_size)
+        found = jobs.estimate(session, who.project_id, body, given.shard_size, given.policy_rules)
         return json_answer(200, found.model_dump_json().encode())
     for teacher in (*body.teachers, None):
         after_commit(session, partial(given.wake, teacher))
-    return once.answer(201, lambda: jobs.submit(session, who.project_id, who.key_id, body, given.shard_size))
+    return once.answer(
+        201,
+        lambda: jobs.submit(session, who.project_id, who.key_id, body, given.shard_size, given.policy_rules),
+        audit=_submitted,
+    )
+
+
+def _submitted(job: JobView) -> Event:
+    return Event(
+        "job.submit",
+        job.id,
+        {
+            "prompt_set": job.prompt_set,
+            "teachers": [lane.name for lane in job.teachers],
+            "intended_use": job.intended_use.model_dump(),
+            "decision": None if job.policy is None else job.policy.decision,
+        },
+    )
 
 
 @router.get("", response_model=Page[JobView], summary="List jobs")
@@ -97,6 +119,7 @@ def read_job(session: Reading, who: Reader, job_id: JobId) -> JobView:
 @router.post("/{job_id}/pause", response_model=JobView, summary="Pause a job")
 def pause_job(session: Writing, who: Writer, job_id: JobId) -> JobView:
     """No further call is made; those in flight are finished and kept."""
+    note(session, who, Event("job.pause", job_id))
     return jobs.pause(session, who.project_id, job_id)
 
 
@@ -104,6 +127,7 @@ def pause_job(session: Writing, who: Writer, job_id: JobId) -> JobView:
 def resume_job(session: Writing, who: Writer, given: ResourcesDep, job_id: JobId) -> JobView:
     """After a pause. A parked job goes on by itself when its reason is gone; this lets it try at once."""
     after_commit(session, lambda: given.wake(None))
+    note(session, who, Event("job.resume", job_id))
     return jobs.resume(session, who.project_id, job_id)
 
 
@@ -111,6 +135,7 @@ def resume_job(session: Writing, who: Writer, given: ResourcesDep, job_id: JobId
 def cancel_job(session: Writing, who: Writer, given: ResourcesDep, job_id: JobId) -> JobView:
     """Calls in flight are dropped. What was recorded stays, and can be read and exported. It cannot be undone."""
     after_commit(session, lambda: given.wake(None))
+    note(session, who, Event("job.cancel", job_id))
     return jobs.cancel(session, who.project_id, job_id)
 
 
@@ -141,7 +166,7 @@ def retry_job(
       -H 'Content-Type: application/json' -d '{"kinds": ["teacher-transient"]}'
     ```
     """
-    made = retrying.retry(given.engine, who.project_id, job_id, body.kinds)
+    made = retrying.retry(given.engine, who.project_id, who.key_id, job_id, body.kinds)
     given.wake(None)
     return made
 

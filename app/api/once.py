@@ -10,10 +10,13 @@ from pydantic import BaseModel
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from app.api.dependencies import Admin, ResourcesDep, Writer, Writing
+from app.api.dependencies import Admin, ResourcesDep, Writer, Writing, note
+from app.db.audit import Event
 from app.db.session import reading
+from app.errors import PolicyRefusal
 from app.services import idempotency
 from app.services.idempotency import Answer
+from app.services.policy import keep_refusal
 from app.services.projects import Caller
 
 REPLAYED = "Idempotency-Replayed"
@@ -60,9 +63,11 @@ class Once:
         make: Callable[[], M],
         memory: Callable[[M], BaseModel] | None = None,
         check: Callable[[], None] | None = None,
+        audit: Callable[[M], Event] | None = None,
     ) -> Response:
         """The answer of `make`. `memory` is what is kept of it, where that is not all (a secret is not).
 
+        `audit` tells what was done, for the log; a request that is answered from memory did nothing.
         `check` is done before the transaction begins: for what takes its time, and may raise.
         """
         project_id = self.caller.project_id
@@ -72,7 +77,14 @@ class Once:
             earlier = idempotency.recall(self.session, project_id, self.key, self.request_sha256)
             if earlier is not None:
                 return json_answer(earlier.status, earlier.body, {REPLAYED: "true"})
-        made = make()
+        try:
+            made = make()
+        except PolicyRefusal as error:
+            self.session.rollback()
+            keep_refusal(self.engine, project_id, self.caller.key_id, error)
+            raise
+        if audit is not None:
+            note(self.session, self.caller, audit(made))
         body = made.model_dump_json().encode()
         if self.key is not None:
             kept = body if memory is None else memory(made).model_dump_json().encode()

@@ -32,6 +32,11 @@ TAGS = [
     {"name": "jobs", "description": "Prompt set × teachers × sampling parameters × n × top_logprobs."},
     {"name": "completions", "description": "What teachers answered, one row per sample."},
     {"name": "exports", "description": "Immutable datasets with a manifest."},
+    {
+        "name": "policy",
+        "description": "What terms and licences permit, decisions with their reasons, and overrides.",
+    },
+    {"name": "audit", "description": "Who did what: append-only, hash-chained."},
     {"name": "operation", "description": "For whoever runs the service."},
 ]
 

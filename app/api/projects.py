@@ -5,9 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Path, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.dependencies import Admin, Reader, Reading, Writing
-from app.api.once import AdminOnce
+from app.api.dependencies import Admin, Reader, Reading, Writing, note, note_of
+from app.api.once import AdminOnce, Once
 from app.api.paging import Cursor, Limit, Page, page_of, text_place
+from app.db.audit import Event
 from app.services import projects
 from app.services.projects import KeyView, NewKeyView, NewProjectView, ProjectView, Role
 
@@ -72,6 +73,20 @@ def create_project(
         memory=lambda made: made.model_copy(
             update={"admin_key": made.admin_key.model_copy(update={"secret": None})}
         ),
+        audit=lambda made: _created(once, made),
+    )
+
+
+def _created(once: Once, made: NewProjectView) -> Event:
+    """In the chains of both projects: the one that asked, and the new one."""
+    event = Event("project.create", made.id, {"name": made.name, "default_license": made.default_license})
+    note_of(once.session, made.id, once.caller.key_id, event, _key_made(made.admin_key))
+    return event
+
+
+def _key_made(key: NewKeyView) -> Event:
+    return Event(
+        "key.create", key.id, {"name": key.name, "role": key.role, "loopback_only": key.loopback_only}
     )
 
 
@@ -91,6 +106,7 @@ def change_project(
     ],
 ) -> ProjectView:
     """The default licence holds for prompts that are appended from now on."""
+    note(session, who, Event("project.change", who.project_id, {"default_license": body.default_license}))
     return projects.change_default_license(session, who.project_id, body.default_license)
 
 
@@ -114,6 +130,7 @@ def create_key(
         201,
         lambda: projects.create_key(once.session, who.project_id, body.name, body.role, body.loopback_only),
         memory=lambda made: made.model_copy(update={"secret": None}),
+        audit=_key_made,
     )
 
 
@@ -131,4 +148,5 @@ def revoke_key(
     key_id: Annotated[str, Path(max_length=64, description="Id of a key, `key_…`.")],
 ) -> KeyView:
     """From the next request on it opens nothing. The last admin key of a project cannot be revoked."""
+    note(session, who, Event("key.revoke", key_id))
     return projects.revoke_key(session, who.project_id, key_id)

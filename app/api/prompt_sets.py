@@ -5,9 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.dependencies import Reader, Reading, ResourcesDep, Writer, Writing, after_commit
+from app.api.dependencies import Reader, Reading, ResourcesDep, Writer, Writing, after_commit, note
 from app.api.once import WriterOnce
 from app.api.paging import Cursor, Limit, Page, int_places, page_of, text_place
+from app.db.audit import Event
 from app.services import appends, prompt_sets
 from app.services.prompt_sets import PromptErrorView, PromptSetView, PromptView
 
@@ -37,7 +38,11 @@ def create_prompt_set(
     ```
     """
     who = once.caller
-    return once.answer(201, lambda: prompt_sets.create(once.session, who.project_id, who.key_id, body.name))
+    return once.answer(
+        201,
+        lambda: prompt_sets.create(once.session, who.project_id, who.key_id, body.name),
+        audit=lambda made: Event("prompt_set.create", made.id, {"name": made.name}),
+    )
 
 
 @router.get("", response_model=Page[PromptSetView], summary="List prompt sets")
@@ -75,6 +80,7 @@ def seal_prompt_set(
 ) -> PromptSetView:
     """From now on it is immutable, and its `content_hash` names exactly these prompts. Sealing twice is no error."""
     sealed = prompt_sets.seal(session, who.project_id, prompt_set_id)
+    note(session, who, Event("prompt_set.seal", prompt_set_id, {"content_hash": sealed.content_hash}))
     after_commit(session, lambda: appends.hand_to_followers(given.engine, prompt_set_id))
     return sealed
 

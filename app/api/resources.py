@@ -7,6 +7,7 @@ from fastapi import Request
 from sqlalchemy import Engine
 
 from app.api.stopping import Stopping
+from app.policy.rules import PolicyRules
 from app.services.ports import BrokerProblem, OpenTeacher, Wake
 from app.storage.places import Storage
 
@@ -20,6 +21,7 @@ class Resources:
     open_teacher: OpenTeacher
     stopping: Stopping
     shard_size: int
+    policy_rules: PolicyRules
     max_body_bytes: int
 
 

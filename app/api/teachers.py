@@ -4,9 +4,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Response
 
-from app.api.dependencies import Admin, Reader, Reading, ResourcesDep, Writer, Writing
+from app.api.dependencies import Admin, Reader, Reading, ResourcesDep, Writer, Writing, note
 from app.api.once import AdminOnce
 from app.api.paging import Cursor, Limit, Page, page_of, text_place
+from app.db.audit import Event
 from app.services import teachers
 from app.services.teachers import NewTeacher, TeacherChanges, TeacherView
 
@@ -41,7 +42,7 @@ _EXAMPLES: Any = {
             "name": "deepseek",
             "driver": "openai",
             "model": "deepseek-chat",
-            "access_route": "deepseek",
+            "access_route": "deepseek-api",
             "base_url": "https://api.deepseek.com/v1",
             "secret_ref": "env:DEEPSEEK_API_KEY",
             "options": {"provider": "deepseek"},
@@ -68,7 +69,15 @@ def register_teacher(
         201,
         lambda: teachers.register(once.session, who.project_id, body),
         check=lambda: teachers.check(teachers.new_spec(body), given.open_teacher),
+        audit=_registered,
     )
+
+
+def _registered(made: TeacherView) -> Event:
+    told = made.model_dump(
+        include={"name", "driver", "model", "revision", "access_route", "license", "terms_id"}
+    )
+    return Event("teacher.register", made.id, told)
 
 
 @router.get("", response_model=Page[TeacherView], summary="List teachers")
@@ -100,13 +109,17 @@ def change_teacher(
 ) -> TeacherView:
     """Where it is reached and how hard it may be driven. Model and revision never change: register another teacher."""
     teachers.check(teachers.changed_spec(reading, who.project_id, teacher, body), given.open_teacher)
-    return teachers.change(session, who.project_id, teacher, body)
+    changed = teachers.change(session, who.project_id, teacher, body)
+    # Names of fields only: an address may hold a password.
+    note(session, who, Event("teacher.change", changed.id, {"fields": sorted(body.model_fields_set)}))
+    return changed
 
 
 @router.delete("/{teacher}", status_code=204, summary="Delete a teacher")
 def delete_teacher(session: Writing, who: Admin, teacher: Named) -> None:
     """Only one that is part of no job: rows must be able to name their teacher."""
-    teachers.remove(session, who.project_id, teacher)
+    gone = teachers.remove(session, who.project_id, teacher)
+    note(session, who, Event("teacher.delete", gone, {"name": teacher}))
 
 
 @router.post("/{teacher}/probe", response_model=TeacherView, summary="Probe a teacher")
@@ -119,4 +132,4 @@ def probe_teacher(given: ResourcesDep, who: Writer, teacher: Named) -> TeacherVi
     curl -s -X POST http://127.0.0.1:8321/v1/teachers/small/probe -H "Authorization: Bearer $RETORT_API_KEY"
     ```
     """
-    return teachers.probe(given.engine, who.project_id, teacher, given.open_teacher)
+    return teachers.probe(given.engine, who.project_id, who.key_id, teacher, given.open_teacher)

@@ -29,6 +29,7 @@ class NewJob:
     budget: dict[str, object] | None
     shard_size: int
     code_version: str
+    policy_decision_id: str
     created_by: str
 
 

@@ -42,6 +42,7 @@ class Base(DeclarativeBase):
         bytes: LargeBinary,
         dict[str, Any]: JSON,
         list[Any]: JSON,
+        list[str]: JSON,
     }
 
 
@@ -182,6 +183,7 @@ class Job(Base):
     n_shards: Mapped[int] = mapped_column(default=0)
     n_shards_finished: Mapped[int] = mapped_column(default=0)
     code_version: Mapped[str]
+    policy_decision_id: Mapped[str | None]  # made at creation
     created_by: Mapped[str]  # the key's id
     created_at: Mapped[float]
     started_at: Mapped[float | None]
@@ -462,6 +464,7 @@ class Export(Base):
     layout: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # split, file_size
     intended_use: Mapped[dict[str, Any]]
     watermark: Mapped[float | None]  # rows recorded before it are in the snapshot, no others
+    policy_decision_id: Mapped[str | None]  # the last one: at creation, then by what was really written
     n_rows: Mapped[int] = mapped_column(default=0)
     n_rows_expected: Mapped[int] = mapped_column(default=0)  # before metadata and other filters
     n_seen: Mapped[int] = mapped_column(default=0, server_default="0")  # of n_rows_expected

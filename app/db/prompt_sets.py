@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.orm import Session
 
+from app.db import policy
 from app.db.models import Job, PromptError, PromptRow, PromptSet
 from app.db.session import db_now
 from app.domain.fingerprints import chained
@@ -119,6 +120,7 @@ def extend(
                 for number, prompt in enumerate(prompts, head.n_prompts)
             ],
         )
+        policy.count_parts(connection, set_id, head.n_prompts, prompts)
     if errors:
         connection.execute(
             insert(PromptError),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
 
+from app.db import audit
 from app.db.models import Job, Lane, PromptRow, PromptSet, Shard, ShardAttempt, Stage
 from app.db.session import db_now
 from app.domain.lifecycle import ENDED, JobStatus, ShardStatus
@@ -342,7 +343,13 @@ def end_job_if_done(connection: Connection, job_id: str) -> bool:
     """Complete (or fail, where nothing succeeded) a job whose shards are all finished."""
     job = connection.execute(
         select(
-            Job.status, Job.follow, Job.cut_through, Job.n_shards, Job.n_shards_finished, Job.prompt_set_id
+            Job.project_id,
+            Job.status,
+            Job.follow,
+            Job.cut_through,
+            Job.n_shards,
+            Job.n_shards_finished,
+            Job.prompt_set_id,
         )
         .where(Job.id == job_id)
         .with_for_update()
@@ -360,13 +367,18 @@ def end_job_if_done(connection: Connection, job_id: str) -> bool:
         ).where(Shard.job_id == job_id)
     ).one()
     nothing = completed == 0 and failed > 0
+    status = JobStatus.FAILED if nothing else JobStatus.COMPLETED
     connection.execute(
         update(Job)
         .where(Job.id == job_id)
         .values(
-            status=JobStatus.FAILED if nothing else JobStatus.COMPLETED,
+            status=status,
             status_reason="every completion failed; see /failures" if nothing else None,
             ended_at=db_now(),
         )
     )
+    told = audit.Event(
+        "job.end", job_id, {"status": status, "completed": int(completed), "failed": int(failed)}
+    )
+    audit.append(connection, job.project_id, "system", [told])
     return True

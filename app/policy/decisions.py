@@ -155,10 +155,18 @@ def reproduces(decision: Decision) -> bool:
     return replay(decision) == decision
 
 
-def require_allowed(decision: Decision) -> None:
-    """Raises `PolicyRefusal`, which carries the decision, where it is a block."""
-    if not decision.allowed:
-        raise PolicyRefusal(decision.explanation(), decision=decision.model_dump(mode="json"))
+def require_allowed(decision: Decision, decision_id: str) -> None:
+    """Raises `PolicyRefusal` where it is a block: with every reason, its clause, and what could be done without it."""
+    if decision.allowed:
+        return
+    raise PolicyRefusal(
+        decision.explanation(),
+        decision=decision.model_dump_json(),
+        decision_id=decision_id,
+        policy_version=decision.policy_version,
+        findings=[item.model_dump(mode="json", exclude_defaults=True) for item in decision.findings],
+        offer=None if decision.offer is None else decision.offer.model_dump(mode="json"),
+    )
 
 
 def _decided(inputs: DecisionInputs) -> Decision:

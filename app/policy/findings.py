@@ -28,6 +28,7 @@ class Code(StrEnum):
     TERMS_UNKNOWN = "terms-unknown"
     TERMS_NOT_READ = "terms-not-read"
     TERMS_SECOND_HAND = "terms-second-hand"
+    TERMS_DECLARED = "terms-declared"
     TERMS_STALE = "terms-stale"
     NO_TERMS_FOR_MODEL = "no-terms-for-model"
     NO_TERMS_FOR_ROUTE = "no-terms-for-route"

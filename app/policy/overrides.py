@@ -65,34 +65,38 @@ class Contract(BaseModel):
         )
 
 
-class _Override(BaseModel):
+class _Statement(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str = Field(min_length=1)
-    who: str = Field(min_length=1, description="Who answers for it.")
+    who: str = Field(min_length=1, max_length=200, description="Who answers for it.")
     why: str = Field(
-        min_length=1, description="For example the contract's number, or who gave the permission."
+        min_length=1,
+        max_length=2000,
+        description="For example the contract's number, or who gave the permission.",
     )
     since: date
-    until: date | None = None
+    until: date | None = Field(None, description="Last day on which it holds; none: until it is revoked.")
 
     def in_force(self, today: date) -> bool:
         return self.since <= today and (self.until is None or today <= self.until)
 
 
-class TermsOverride(_Override):
+class TermsStatement(_Statement):
     """For teachers that match `model`, `revision` and `route` (globs), these terms bind in place of the shipped ones.
 
     `replaces`: the model's terms, the host's, or both. `terms` names shipped terms ("this fine-tune is under
     llama-3.3"); `contract` states others.
     """
 
-    model: str = Field("*", min_length=1)
-    revision: str = Field("*", min_length=1)
-    route: str = Field("*", min_length=1)
-    replaces: Literal["all", "model", "host"] = "all"
-    terms: tuple[str, ...] = ()
-    contract: Contract | None = None
+    kind: Literal["terms"] = "terms"
+    model: str = Field("*", min_length=1, max_length=300, description="Glob over the model's name.")
+    revision: str = Field("*", min_length=1, max_length=200, description="Glob over the revision.")
+    route: str = Field("*", min_length=1, max_length=64, description="Glob over the access route.")
+    replaces: Literal["all", "model", "host"] = Field(
+        "all", description="The model's terms, the host's, or both."
+    )
+    terms: tuple[str, ...] = Field((), max_length=20, description="Ids of shipped terms that hold.")
+    contract: Contract | None = Field(None, description="Other terms, in your own words.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -103,16 +107,21 @@ class TermsOverride(_Override):
             raise ValueError(f"no such terms: {', '.join(unknown)}; known are {', '.join(sorted(TERMS))}")
         return self
 
+
+class TermsOverride(TermsStatement):
+    id: str = Field(min_length=1)
+
     def bound_terms(self) -> tuple[Terms, ...]:
         if self.contract is not None:
             return (self.contract.terms(f"override:{self.id}", self.since),)
         return tuple(TERMS[id_] for id_ in self.terms)
 
 
-class LicenceOverride(_Override):
+class LicenceStatement(_Statement):
     """What a `LicenseRef-…` of the user's own (or one that is not understood) permits for prompts."""
 
-    license_id: str
+    kind: Literal["license"] = "license"
+    license_id: str = Field(max_length=512, description="`LicenseRef-…`.")
     contract: Contract
 
     @field_validator("license_id")
@@ -127,6 +136,10 @@ class LicenceOverride(_Override):
                 f"{value!r} is not one LicenseRef-… id: the licences of the SPDX list are not overridden"
             )
         return normal
+
+
+class LicenceOverride(LicenceStatement):
+    id: str = Field(min_length=1)
 
     def bound_terms(self) -> Terms:
         return self.contract.terms(f"override:{self.id}", self.since)

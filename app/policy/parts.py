@@ -14,6 +14,10 @@ class TeacherRef(BaseModel):
     access_route: str = Field(description="`weights`, `openai-api`, `together`, …: see routes.toml.")
     address: str | None = None
     license: str | None = Field(None, description="SPDX expression that the user gave for the model.")
+    terms_id: str | None = Field(
+        None,
+        description="Terms that were named when it was registered; they count where no row knows the model.",
+    )
 
 
 class Part(BaseModel):

@@ -16,12 +16,13 @@ Axis = Literal["teacher", "host"]
 
 
 class Evidence(StrEnum):
-    """How well the terms are known. Permitted: H; M with a warning; `own` (an override) with a note. L blocks."""
+    """How well the terms are known. Permitted: H; M and `declared` with a warning; `own` with a note. L blocks."""
 
     H = "H"  # the clause itself was read
     M = "M"  # an excerpt, or a secondary source
     L = "L"  # not read
-    OWN = "own"  # the user's own statement
+    OWN = "own"  # the user's own statement: an override, with who and why
+    DECLARED = "declared"  # named when the teacher was registered, without a why
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,8 @@ def _model_terms(teacher: TeacherRef) -> list[Bound] | None:
     row = model_row(teacher.model, teacher.revision, teacher.access_route)
     if row is not None:
         return [Bound("teacher", terms, row.evidence) for terms in row.terms]
+    if teacher.terms_id is not None and teacher.terms_id in TERMS:
+        return [Bound("teacher", TERMS[teacher.terms_id], Evidence.DECLARED)]
     return [] if host is not None and host.model_terms == "if-known" else None
 
 

@@ -96,6 +96,18 @@ def _standing(case: Case, part: Part, teacher: TeacherRef, bound: Bound) -> Iter
             part=part,
             teacher=teacher.name,
         )
+    elif bound.evidence is Evidence.DECLARED:
+        yield finding(
+            Severity.WARN,
+            Code.TERMS_DECLARED,
+            axis=bound.axis,
+            source=terms.id,
+            message=f"Teacher {teacher.name}: {terms.title} holds because it was named at registration; "
+            f"this service does not know {teacher.model}.",
+            proceed=f'Record it as an override of the model\'s terms (`terms: ["{terms.id}"]`), with who and why.',
+            part=part,
+            teacher=teacher.name,
+        )
     elif bound.evidence is not Evidence.H:
         low = bound.evidence is Evidence.L
         permitted = case.rules.permit_not_read if low else case.rules.permit_second_hand

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy import Engine, select
 
-from app.db import idempotency, prompt_sets, shards
+from app.db import audit, idempotency, prompt_sets, shards
 from app.db.models import Project, PromptSet
 from app.db.prompt_sets import RowError
 from app.db.session import session, transaction
@@ -116,6 +116,7 @@ class Append:
         self,
         engine: Engine,
         project_id: str,
+        key_id: str,
         set_id: str,
         default_license: str | None,
         progress: Progress,
@@ -125,6 +126,7 @@ class Append:
         self.progress = progress
         self._engine = engine
         self._project_id = project_id
+        self._key_id = key_id
         self._set_id = set_id
         self._ticket = ticket
         self._errors: list[RowError] = []
@@ -187,6 +189,15 @@ class Append:
                 200,
             ):
                 raise _taken_over(self._ticket.key)
+            told: dict[str, JsonValue] = {
+                "append": made.append_id,
+                "n_added": made.n_added,
+                "n_rejected": made.n_rejected,
+                "n_license_assumed": made.n_license_assumed,
+                "sealed": seal,
+            }
+            event = audit.Event("prompt_set.appended", self._set_id, told)
+            audit.append(connection, self._project_id, self._key_id, [event])
         if self.progress.n_added or (seal and not head.sealed):
             hand_to_followers(self._engine, self._set_id)
         return made
@@ -206,7 +217,7 @@ class Append:
 
 
 def begin(
-    engine: Engine, project_id: str, set_id: str, ticket: Ticket | None, from_line: int = 1
+    engine: Engine, project_id: str, key_id: str, set_id: str, ticket: Ticket | None, from_line: int = 1
 ) -> Append | Answer:
     """Start an append, or go on with it; an `Answer` where it has ended before.
 
@@ -240,7 +251,9 @@ def begin(
                 raise _under_way(ticket.key)
         if found.sealed:
             raise _sealed(set_id)
-    return Append(engine, project_id, set_id, found.default_license, progress, ticket)
+        event = audit.Event("prompt_set.append", set_id, {"append": progress.append_id})
+        audit.append(connection, project_id, key_id, [event])
+    return Append(engine, project_id, key_id, set_id, found.default_license, progress, ticket)
 
 
 def _resumed(ticket: Ticket, earlier: idempotency.Remembered, holder: str) -> Progress:

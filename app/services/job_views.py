@@ -14,6 +14,8 @@ from app.domain.pace import WINDOW_STEPS, pace
 from app.domain.prices import NANO, Price
 from app.domain.sampling import Elicitation, IntendedUse, SamplingParameters
 from app.recipes import Budget
+from app.services import policy
+from app.services.policy import PolicyForecast, PolicySummary
 
 
 class CountsView(BaseModel):
@@ -114,6 +116,9 @@ class JobView(BaseModel):
     reuse: bool
     intended_use: IntendedUse
     budget: Budget | None
+    policy: PolicySummary | None = Field(
+        description="What terms and licences say to the intended use; null for a job of an older version."
+    )
     code_version: str
     created_by: str = Field(description="Id of the key that asked for it.")
     created_at: datetime
@@ -141,6 +146,7 @@ class JobEstimate(BaseModel):
         description="Upper bound, from `max_tokens` of the job; null where that is not set. Prompts' own are not seen."
     )
     teachers: list[TeacherEstimate]
+    policy: PolicyForecast = Field(description="With the outcome `block` the job would be refused.")
     warnings: list[str]
 
 
@@ -185,7 +191,19 @@ def views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
     running = [job.id for job in jobs if job.status == JobStatus.RUNNING]
     steps = rows.steps(session, running, WINDOW_STEPS) if running else {}
     now = rows.now(session)
-    return [_view(job, lanes[job.id], stages[job.id], counts, steps.get(job.id, {}), now) for job in jobs]
+    judged = policy.summaries(session.connection(), (job.policy_decision_id for job in jobs))
+    return [
+        _view(
+            job,
+            lanes[job.id],
+            stages[job.id],
+            counts,
+            steps.get(job.id, {}),
+            now,
+            judged.get(job.policy_decision_id or ""),
+        )
+        for job in jobs
+    ]
 
 
 def _view(
@@ -195,6 +213,7 @@ def _view(
     counts: dict[tuple[str, int], rows.Counts],
     steps: dict[int, tuple[int, int]],
     now: float,
+    judged: PolicySummary | None,
 ) -> JobView:
     by_lane = [counts.get((job.id, lane.teacher), rows.Counts()) for lane in lanes]
     total = sum(by_lane, rows.Counts())
@@ -229,6 +248,7 @@ def _view(
         reuse=job.reuse,
         intended_use=IntendedUse.model_validate(job.intended_use),
         budget=None if job.budget is None else Budget.model_validate(job.budget),
+        policy=judged,
         code_version=job.code_version,
         created_by=job.created_by,
         created_at=moment(job.created_at),

@@ -1,5 +1,6 @@
 """Jobs: submitted, read, paused, resumed, cancelled."""
 
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from app.db import jobs as rows
@@ -11,20 +12,28 @@ from app.domain.lifecycle import JobStatus, ShardStatus, check_move
 from app.domain.prices import Price
 from app.domain.version import code_version
 from app.errors import Conflict, InvalidInput, NotFound, Unsupported
+from app.policy.decisions import Decision
+from app.policy.rules import Moment, PolicyRules
 from app.recipes import JobSpec
+from app.services import policy
 from app.services.job_views import JobEstimate, JobView, ShardView, TeacherEstimate, shard_view, views
 from app.services.teachers import rates_of, spec_of
 from app.teachers.prices import price_of_teacher
 
 
-def submit(session: Session, project_id: str, key_id: str, spec: JobSpec, shard_size: int) -> JobView:
+def submit(
+    session: Session, project_id: str, key_id: str, spec: JobSpec, shard_size: int, rules: PolicyRules
+) -> JobView:
     """Store a job, its stages, lanes and shards; workers see it when the transaction ends.
 
-    Raises `InvalidInput`, `NotFound`, `Conflict` and `Unsupported`, each with the way out.
+    Raises `InvalidInput`, `NotFound`, `Conflict`, `Unsupported` and `PolicyRefusal`, each with the way out.
     """
     prompts, teachers = _checked(session, project_id, spec)
+    connection = session.connection()
+    decision = _judged(connection, project_id, spec, prompts, teachers, rules)
+    job_id = new_id("job")
     new = rows.NewJob(
-        id=new_id("job"),
+        id=job_id,
         project_id=project_id,
         prompt_set_id=prompts.id,
         name=spec.name or prompts.name,
@@ -36,6 +45,7 @@ def submit(session: Session, project_id: str, key_id: str, spec: JobSpec, shard_
         budget=None if spec.budget is None else spec.budget.model_dump(mode="json", exclude_none=True),
         shard_size=shard_size,
         code_version=code_version(),
+        policy_decision_id=policy.admit(connection, project_id, key_id, decision, job_id),
         created_by=key_id,
     )
     stages = [
@@ -49,14 +59,29 @@ def submit(session: Session, project_id: str, key_id: str, spec: JobSpec, shard_
         )
         for stage in spec.stages()
     ]
-    connection = session.connection()
     rows.add(connection, new, stages, teachers, _prices(teachers))
     shards.cut(connection, new.id)
     return get(session, project_id, new.id)
 
 
-def estimate(session: Session, project_id: str, spec: JobSpec, shard_size: int) -> JobEstimate:
-    """What `submit` would make, by counts. Raises what `submit` raises."""
+def _judged(
+    connection: Connection,
+    project_id: str,
+    spec: JobSpec,
+    prompts: PromptSet,
+    teachers: list[Teacher],
+    rules: PolicyRules,
+) -> Decision:
+    refs = [policy.teacher_ref(teacher.name, teacher, teacher.base_url) for teacher in teachers]
+    parts = policy.parts_of_job(connection, prompts.id, refs)
+    judge = policy.Judge.of(connection, project_id, rules)
+    return judge.decide(connection, spec.intended_use, parts, Moment.CREATION)
+
+
+def estimate(
+    session: Session, project_id: str, spec: JobSpec, shard_size: int, rules: PolicyRules
+) -> JobEstimate:
+    """What `submit` would make, by counts. Raises what `submit` raises, but for a refusal: that is a part of it."""
     prompts, teachers = _checked(session, project_id, spec)
     each = prompts.n_prompts * sum(stage.n for stage in spec.stages())
     known = not prompts.names_teachers or len(teachers) == 1
@@ -65,6 +90,10 @@ def estimate(session: Session, project_id: str, spec: JobSpec, shard_size: int) 
     if prompts.n_license_assumed:
         warnings.append(
             f"{prompts.n_license_assumed:,} prompts name no licence: they took the project's default, or NOASSERTION"
+        )
+    if not prompts.sealed:
+        warnings.append(
+            "the prompt set is open: the licences of prompts that come later are judged at export"
         )
     if prompts.n_errors:
         warnings.append(f"{prompts.n_errors:,} rows of the prompt set did not parse and are not asked")
@@ -82,6 +111,7 @@ def estimate(session: Session, project_id: str, spec: JobSpec, shard_size: int) 
         teachers=[
             TeacherEstimate(name=teacher.name, n_completions=each if known else None) for teacher in teachers
         ],
+        policy=policy.forecast(_judged(session.connection(), project_id, spec, prompts, teachers, rules)),
         warnings=warnings,
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine
 
+from app.db import audit
 from app.db.retrying import retry_portion
 from app.db.session import session, transaction
 from app.domain.lifecycle import JobStatus
@@ -22,7 +23,7 @@ class RetryView(BaseModel):
     job: JobView
 
 
-def retry(engine: Engine, project_id: str, job_id: str, kinds: Sequence[str]) -> RetryView:
+def retry(engine: Engine, project_id: str, key_id: str, job_id: str, kinds: Sequence[str]) -> RetryView:
     """Ask again for failed rows, all or of these kinds, in short transactions. A job that has ended runs again.
 
     Killed in between, it has done a part; asked again, it does the rest.
@@ -34,6 +35,9 @@ def retry(engine: Engine, project_id: str, job_id: str, kinds: Sequence[str]) ->
     while True:
         with transaction(engine) as connection:
             portion = retry_portion(connection, job_id, kinds, after, _SHARDS_AT_ONCE)
+            if after is None:
+                event = audit.Event("job.retry", job_id, {"kinds": list(kinds)})
+                audit.append(connection, project_id, key_id, [event])
         n_retried += portion.n_retried
         after = portion.last
         if after is None:

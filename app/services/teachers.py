@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from app.db import audit
 from app.db import teachers as rows
 from app.db.models import Teacher
 from app.db.session import db_now, session
@@ -17,6 +18,7 @@ from app.domain.fingerprints import fingerprint, new_id
 from app.domain.licences import normalise_license
 from app.domain.prices import Price, Rate
 from app.errors import Conflict, InvalidLicense, NotFound, TeacherRefusedKey, TeacherUnavailable
+from app.policy.terms import TERMS
 from app.services.ports import OpenTeacher
 from app.teachers.base import Capabilities, TeacherSpec
 from app.teachers.prices import price_of_teacher
@@ -41,7 +43,7 @@ class TeacherChanges(BaseModel):
     )
     license: str | None = Field(None, max_length=512, description="SPDX expression of the model's licence.")
     terms_id: str | None = Field(
-        None, max_length=100, description="Terms that hold, where the model does not tell."
+        None, max_length=100, description="Shipped terms that hold where the policy does not know the model."
     )
     options: dict[str, JsonValue] | None = Field(None, description="The driver's own options.")
     max_in_flight: int | None = Field(
@@ -52,6 +54,16 @@ class TeacherChanges(BaseModel):
         max_length=20,
         description="What it costs; of several rates the last one that fits counts. Null: as published, if it is.",
     )
+
+    @field_validator("terms_id")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in TERMS:
+            raise ValueError(
+                f"no such terms: {value!r}; known are {', '.join(sorted(TERMS))}. Terms of your own are an override: "
+                "POST /v1/policy/overrides"
+            )
+        return value
 
     @field_validator("license")
     @classmethod
@@ -160,16 +172,19 @@ def _values(changes: TeacherChanges) -> dict[str, Any]:
     return values
 
 
-def remove(session: Session, project_id: str, name_or_id: str) -> None:
-    """Raises `Conflict` for a teacher that made rows: their origin would be lost."""
+def remove(session: Session, project_id: str, name_or_id: str) -> str:
+    """The id of what is gone. Raises `Conflict` for a teacher that made rows: their origin would be lost."""
     row = _found(session, project_id, name_or_id)
     job = rows.used(session, row.id)
     if job is not None:
         raise Conflict(f"teacher {row.name!r} is part of job {job}: rows must be able to name their teacher")
     rows.remove(session, row.id)
+    return row.id
 
 
-def probe(engine: Engine, project_id: str, name_or_id: str, open_teacher: OpenTeacher) -> TeacherView:
+def probe(
+    engine: Engine, project_id: str, key_id: str, name_or_id: str, open_teacher: OpenTeacher
+) -> TeacherView:
     """Ask the teacher what it can do and keep the answer. No transaction is open while it is asked.
 
     Raises what the driver raises where it cannot even be asked; a teacher that does not answer is an answer.
@@ -183,7 +198,10 @@ def probe(engine: Engine, project_id: str, name_or_id: str, open_teacher: OpenTe
         values["identity_sha256"] = fingerprint(found.identity())
     with session(engine, writes=True) as work:
         rows.change(work, teacher_id, values)
-        return view(_found(work, project_id, teacher_id))
+        made = view(_found(work, project_id, teacher_id))
+        event = audit.Event("teacher.probe", teacher_id, {"reachable": found.reachable})
+        audit.append(work.connection(), project_id, key_id, [event])
+    return made
 
 
 async def _ask(open_teacher: OpenTeacher, spec: TeacherSpec) -> Capabilities:

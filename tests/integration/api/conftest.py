@@ -94,6 +94,16 @@ def api(app: FastAPI, settings: Settings) -> Iterator[TestClient]:
 
 
 @pytest.fixture
+def sqlite_app(sqlite_url: str, tmp_path: Path, rung: Rung) -> Iterator[tuple[FastAPI, TestClient]]:
+    """The service and a client on SQLite alone: for what does not depend on the database."""
+    given = Settings.model_validate({"data_dir": tmp_path / "data", "database_url": sqlite_url})
+    made = create_app(given, rung)
+    with administering(made, given) as client:
+        yield made, client
+    made.state.resources.engine.dispose()
+
+
+@pytest.fixture
 def real_api(real_app: FastAPI, settings: Settings) -> Iterator[TestClient]:
     with administering(real_app, settings) as client:
         yield client
@@ -117,7 +127,7 @@ class Made:
         body = {
             "name": name,
             "driver": "openai",
-            "model": "a-model",
+            "model": "scripted",
             "base_url": "http://127.0.0.1:9/v1",
             "license": "Apache-2.0",
             **more,
@@ -135,6 +145,20 @@ class Made:
                 self.teacher()
             more["teachers"] = ["t0"]
         answer = self.api.post("/v1/jobs", json=more)
+        assert answer.status_code == 201, answer.text
+        made: dict[str, Any] = answer.json()
+        return made
+
+    def override(self, **more: Any) -> dict[str, Any]:
+        """Terms for any model, unless it says otherwise."""
+        body = {
+            "kind": "terms",
+            "terms": ["apache-2.0-weights"],
+            "who": "dana@example.org",
+            "why": "made for a test",
+            **more,
+        }
+        answer = self.api.post("/v1/policy/overrides", json=body)
         assert answer.status_code == 201, answer.text
         made: dict[str, Any] = answer.json()
         return made

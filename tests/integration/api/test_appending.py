@@ -377,11 +377,11 @@ def test_a_request_that_was_taken_over_writes_no_more(app: FastAPI, api: TestCli
     set_id = new_set(api)
     engine, project = app.state.resources.engine, api.get("/v1/project").json()["id"]
     ticket = appends.Ticket("k", b"h" * 32)
-    slow = appends.begin(engine, project, set_id, ticket)
+    slow = appends.begin(engine, project, "a key", set_id, ticket)
     assert isinstance(slow, appends.Append)
     slow.add([appends.RawRow(1, b'"a"')])
     let_pass(engine, appends.SILENT_SECONDS + 1)
-    fast = appends.begin(engine, project, set_id, ticket)
+    fast = appends.begin(engine, project, "a key", set_id, ticket)
     assert isinstance(fast, appends.Append)
     assert fast.progress.through_line == 1
     with pytest.raises(Exception, match="taken over"):

@@ -41,7 +41,7 @@ def test_jobs_and_teachers_are_made_once(api: TestClient, made: Made) -> None:
     for path, body in (
         (
             "/v1/teachers",
-            {"name": "t", "driver": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1"},
+            {"name": "t", "driver": "openai", "model": "scripted", "base_url": "http://127.0.0.1:9/v1"},
         ),
         ("/v1/jobs", {"prompt_set": prompt_set, "teachers": ["t"]}),
     ):

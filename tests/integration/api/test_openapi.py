@@ -110,6 +110,8 @@ def test_the_examples_run(real_api: TestClient, document: dict[str, Any]) -> Non
         "prompt_set_id": lambda: str(made.prompt_set(["x"], seal=False)["id"]),
         "teacher": lambda: "t0",
         "job_id": lambda: str(made.job(prompt_set=sealed)["id"]),
+        "decision_id": lambda: str(made.job(prompt_set=sealed)["policy"]["decision"]),
+        "override_id": lambda: str(made.override()["id"]),
     }
     ran = 0
     for path, method, operation in operations(document):

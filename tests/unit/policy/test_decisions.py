@@ -36,12 +36,15 @@ def codes(decision: Decision, severity: Severity = Severity.BLOCK) -> list[Code]
 def test_an_openai_teacher_with_a_competing_use_is_refused_at_creation_with_its_clause() -> None:
     decision = decide(COMPETING, [part(GPT, licence="CC-BY-4.0", rows=12)], TODAY, moment=Moment.CREATION)
     with pytest.raises(PolicyRefusal) as caught:
-        require_allowed(decision)
+        require_allowed(decision, "dec_1")
     assert "3.3(e)" in caught.value.detail
     assert "compete with OpenAI’s products and services" in caught.value.detail
     assert "override" in caught.value.detail
-    carried = caught.value.extra["decision"]
-    assert json.loads(json.dumps(carried)) == decision.model_dump(mode="json")
+    assert json.loads(caught.value.decision) == decision.model_dump(mode="json")
+    told = json.loads(json.dumps(caught.value.extra))
+    assert told["decision_id"] == "dec_1"
+    assert told["findings"][0]["clause"] == decision.blocks[0].clause
+    assert told["findings"][0]["teachers"] == ["gpt-4o-mini"]
 
 
 def test_what_is_allowed_raises_nothing() -> None:
@@ -49,7 +52,7 @@ def test_what_is_allowed_raises_nothing() -> None:
     assert decision.outcome is Outcome.ALLOW
     assert decision.findings == ()
     assert decision.explanation() == ""
-    require_allowed(decision)
+    require_allowed(decision, "dec_1")
 
 
 def test_a_prompt_without_a_licence_is_accepted_with_a_warning_and_refused_at_export_with_its_row() -> None:
