@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -22,6 +23,7 @@ from app.services.teachers import NewTeacher, TeacherView
 M = TypeVar("M", bound=BaseModel)
 
 PATIENCE_SECONDS = 10.0  # how long a request that may be sent again is sent again
+FIRST_PATIENCE_SECONDS = 1.0  # as long as nothing has ever answered: most likely nothing runs there
 UPLOAD_PATIENCE_SECONDS = 120.0  # the service lets an upload be taken over when it was silent for 60 s
 _BLOCK = 64 * 1024
 _BUSY = (502, 503, 504)
@@ -80,7 +82,8 @@ class RetortClient:
     """One service, one key. A context manager. Every method raises `ServiceUnreachable` and `ServiceRefused`.
 
     Requests that change nothing, or carry an `Idempotency-Key`, are sent again for `patience` seconds while the
-    service is away or busy; the others only where no connection was made.
+    service is away or busy; the others only where no connection was made. A service that never answered is given up
+    sooner.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class RetortClient:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.url = url.rstrip("/")
         self._patience = patience
+        self._answered = False
         self._http = httpx.Client(
             base_url=self.url, headers=headers, timeout=60, trust_env=False, transport=transport
         )
@@ -140,7 +144,7 @@ class RetortClient:
 
         def once() -> httpx.Response:
             return self._http.post(
-                f"/v1/prompt-sets/{prompt_set}/prompts",
+                f"/v1/prompt-sets/{_quoted(prompt_set)}/prompts",
                 params={"seal": seal, "strict": strict},
                 content=blocks(),
                 headers={"Content-Type": "application/x-ndjson", "Idempotency-Key": idempotency_key},
@@ -150,19 +154,19 @@ class RetortClient:
         return self._parsed(AppendView, self._patiently(once, UPLOAD_PATIENCE_SECONDS, again=True))
 
     def seal_prompt_set(self, prompt_set: str) -> PromptSetView:
-        return self._post(f"/v1/prompt-sets/{prompt_set}/seal", PromptSetView, again=True)
+        return self._post(f"/v1/prompt-sets/{_quoted(prompt_set)}/seal", PromptSetView, again=True)
 
     def prompt_set(self, prompt_set: str) -> PromptSetView:
-        return self._get(f"/v1/prompt-sets/{prompt_set}", PromptSetView)
+        return self._get(f"/v1/prompt-sets/{_quoted(prompt_set)}", PromptSetView)
 
     def prompt_sets(self, **filters: str | bool) -> Iterator[PromptSetView]:
         return self._pages("/v1/prompt-sets", PromptSetView, filters)
 
     def prompts(self, prompt_set: str) -> Iterator[PromptView]:
-        return self._pages(f"/v1/prompt-sets/{prompt_set}/prompts", PromptView)
+        return self._pages(f"/v1/prompt-sets/{_quoted(prompt_set)}/prompts", PromptView)
 
     def prompt_errors(self, prompt_set: str) -> Iterator[PromptErrorView]:
-        return self._pages(f"/v1/prompt-sets/{prompt_set}/errors", PromptErrorView)
+        return self._pages(f"/v1/prompt-sets/{_quoted(prompt_set)}/errors", PromptErrorView)
 
     # Teachers
 
@@ -170,13 +174,13 @@ class RetortClient:
         return self._pages("/v1/teachers", TeacherView)
 
     def teacher(self, name: str) -> TeacherView:
-        return self._get(f"/v1/teachers/{name}", TeacherView)
+        return self._get(f"/v1/teachers/{_quoted(name)}", TeacherView)
 
     def register_teacher(self, new: NewTeacher) -> TeacherView:
         return self._post("/v1/teachers", TeacherView, new.model_dump(mode="json", exclude_none=True))
 
     def probe_teacher(self, name: str) -> TeacherView:
-        return self._post(f"/v1/teachers/{name}/probe", TeacherView, timeout=300)
+        return self._post(f"/v1/teachers/{_quoted(name)}/probe", TeacherView, timeout=300)
 
     # Jobs
 
@@ -187,28 +191,30 @@ class RetortClient:
         return self._post("/v1/jobs", JobEstimate, _body(spec), params={"dry_run": True}, again=True)
 
     def job(self, job: str) -> JobView:
-        return self._get(f"/v1/jobs/{job}", JobView)
+        return self._get(f"/v1/jobs/{_quoted(job)}", JobView)
 
     def jobs(self, **filters: str) -> Iterator[JobView]:
         return self._pages("/v1/jobs", JobView, filters)
 
     def pause_job(self, job: str) -> JobView:
-        return self._post(f"/v1/jobs/{job}/pause", JobView, again=True)
+        return self._post(f"/v1/jobs/{_quoted(job)}/pause", JobView, again=True)
 
     def resume_job(self, job: str) -> JobView:
-        return self._post(f"/v1/jobs/{job}/resume", JobView, again=True)
+        return self._post(f"/v1/jobs/{_quoted(job)}/resume", JobView, again=True)
 
     def cancel_job(self, job: str) -> JobView:
-        return self._post(f"/v1/jobs/{job}/cancel", JobView, again=True)
+        return self._post(f"/v1/jobs/{_quoted(job)}/cancel", JobView, again=True)
 
     def retry_job(self, job: str, kinds: list[str]) -> RetryView:
-        return self._post(f"/v1/jobs/{job}/retry", RetryView, {"kinds": list[JsonValue](kinds)}, again=True)
+        return self._post(
+            f"/v1/jobs/{_quoted(job)}/retry", RetryView, {"kinds": list[JsonValue](kinds)}, again=True
+        )
 
     def completions(self, job: str, **filters: str | int) -> Iterator[CompletionOut]:
-        return self._pages(f"/v1/jobs/{job}/completions", CompletionOut, filters)
+        return self._pages(f"/v1/jobs/{_quoted(job)}/completions", CompletionOut, filters)
 
     def failures(self, job: str, **filters: str | int) -> Iterator[CompletionOut]:
-        return self._pages(f"/v1/jobs/{job}/failures", CompletionOut, filters)
+        return self._pages(f"/v1/jobs/{_quoted(job)}/failures", CompletionOut, filters)
 
     # Exports
 
@@ -216,7 +222,7 @@ class RetortClient:
         return self._post("/v1/exports", ExportView, _body(spec), key=idempotency_key)
 
     def export(self, export: str) -> ExportView:
-        return self._get(f"/v1/exports/{export}", ExportView)
+        return self._get(f"/v1/exports/{_quoted(export)}", ExportView)
 
     def exports(self) -> Iterator[ExportView]:
         return self._pages("/v1/exports", ExportView)
@@ -235,7 +241,9 @@ class RetortClient:
         def once() -> httpx.Response:
             have = part.stat().st_size if part.exists() else 0
             headers = {"Range": f"bytes={have}-"} if have else {}
-            with self._http.stream("GET", f"/v1/exports/{export}/files/{name}", headers=headers) as answer:
+            with self._http.stream(
+                "GET", f"/v1/exports/{_quoted(export)}/files/{_quoted(name)}", headers=headers
+            ) as answer:
                 if answer.status_code == 416:  # all of it is there, or it is another file's: the digest tells
                     return httpx.Response(200)
                 if answer.is_error:
@@ -265,7 +273,9 @@ class RetortClient:
         )
 
     def revoke_key(self, key: str) -> KeyView:
-        revoked = self._patiently(lambda: self._http.delete(f"/v1/keys/{key}"), self._patience, again=True)
+        revoked = self._patiently(
+            lambda: self._http.delete(f"/v1/keys/{_quoted(key)}"), self._patience, again=True
+        )
         return self._parsed(KeyView, revoked)
 
     # How requests are made
@@ -314,22 +324,36 @@ class RetortClient:
 
     def _patiently(self, once: Callable[[], httpx.Response], patience: float, again: bool) -> httpx.Response:
         """The owner of every retry: `again` says that the request may be made twice."""
-        end = time.monotonic() + patience
+        began = time.monotonic()
+        end = began + patience
         wait = 0.1
         while True:
             try:
                 answer = once()
+                self._answered = True
                 if not answer.is_error:
                     return answer
                 if not again or not _passing(answer) or time.monotonic() > end:
                     raise ServiceRefused(_problem(answer))
                 wait = max(wait, min(5.0, float(answer.headers.get("Retry-After", 0))))
             except httpx.TransportError as error:
-                safe = again or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                if not safe or time.monotonic() > end:
+                unconnected = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                if unconnected and not self._answered:
+                    end = began + min(patience, FIRST_PATIENCE_SECONDS)
+                if not (again or unconnected) or time.monotonic() > end:
                     raise ServiceUnreachable(f"nothing answers at {self.url} ({error})") from error
             time.sleep(wait)
             wait = min(2.0, wait * 2)
+
+
+def _quoted(step: str) -> str:
+    """An id or a name as one step of a path, whatever is in it. Raises `ServiceRefused` for an empty one."""
+    if not step:
+        raise ServiceRefused(
+            Problem(type="urn:retort:problem:not-found", status=404, detail="an empty id names nothing")
+        )
+    quoted = quote(step, safe="", errors="replace")
+    return quoted.replace(".", "%2E") if not step.strip(".") else quoted
 
 
 class _Page(BaseModel):

@@ -32,7 +32,7 @@ def _database(value: SecretStr) -> SecretStr:
         url = make_url(value.get_secret_value())
     except (ArgumentError, ValueError):
         raise ValueError(f"not the URL of a database: write {wanted}") from None
-    if url.drivername not in ("sqlite", "postgresql", "postgresql+psycopg"):
+    if url.drivername not in ("sqlite", "postgres", "postgresql", "postgresql+psycopg"):
         raise ValueError(f"{url.drivername} is no database that Retort knows: write {wanted}")
     if not url.database or ":memory:" in url.database:
         raise ValueError(f"it names no database that several processes can share: write {wanted}")

@@ -16,13 +16,14 @@ from pathlib import Path
 from types import FrameType
 
 from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import DBAPIError
 
 from app.client import RetortClient, ServiceUnreachable
 from app.db import workers
 from app.db.migrate import upgrade
 from app.db.models import Worker
 from app.db.session import connect, db_now, reading, session, transaction
-from app.errors import NotFound
+from app.errors import NotFound, RetortError
 from app.services import teachers
 from app.services.bootstrap import ensure_first_project
 from app.services.teachers import NewTeacher
@@ -255,6 +256,15 @@ def run(settings: Settings, leashed: bool = False) -> int:
         return 4
     except (StillLeaving, StartFailed) as error:
         _say(f"error: {error}")
+        return 1
+    except RetortError as error:
+        _say(f"error: {error.detail}")
+        return 1
+    except DBAPIError as error:
+        _say(f"error: the database does not answer: {str(error.orig).splitlines()[0]}")
+        return 1
+    except OSError as error:
+        _say(f"error: {error.filename or settings.data_dir}: {error.strerror}")
         return 1
     _say("Stopped.")
     return 0

@@ -49,7 +49,7 @@ def read_state(data_dir: Path) -> State | None:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return last_state(data_dir)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return None
 
@@ -58,7 +58,7 @@ def last_state(data_dir: Path) -> State | None:
     """What the present or the last supervisor told, if it was killed before it could take that back."""
     try:
         return State(**json.loads((data_dir / _STATE).read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return None
 
 

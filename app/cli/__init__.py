@@ -1,6 +1,7 @@
 """The `retort` command. `retort --help` tells the rest; what exit codes mean is in `app.cli.outcome`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +20,14 @@ from app.cli import (
     teachers,
     worker,
 )
-from app.cli.outcome import guarded
+from app.cli.outcome import Guarded
 
 app = typer.Typer(
     name="retort",
+    cls=Guarded,
     help="Prompts in, a teacher's answers out, with reasoning, logprobs and provenance: datasets that trainers take.",
     epilog="Exit codes: 0 fine · 1 rows, a job or a check failed · 2 wrong usage · 3 the service cannot be reached · "
-    "4 refused · 5 no such thing · 130 interrupted. Settings come from RETORT_… variables or .env, see docs/cli.md.",
+    "4 refused · 5 no such thing · 130 interrupted. Settings come from RETORT_… variables or .env: docs/settings.md.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -69,6 +71,6 @@ for name, group, about in (
     app.add_typer(group, name=name, help=about, rich_help_panel="Groups of commands")
 
 
-def main() -> None:
-    """The console script."""
-    guarded(app)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script. Ends the process with one of the exit codes of `app.cli.outcome`."""
+    app(args=arguments)

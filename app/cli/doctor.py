@@ -72,6 +72,9 @@ def data_folder(given: "Settings") -> Iterator[Finding]:
     if not folder.exists():
         yield Finding("data folder", "note", f"{folder} is not there yet", "`retort up` makes it")
         return
+    if not folder.is_dir():
+        yield Finding("data folder", "wrong", f"{folder} is a file", "choose another RETORT_DATA_DIR")
+        return
     if not os.access(folder, os.W_OK | os.X_OK):
         yield Finding(
             "data folder", "wrong", f"{folder} cannot be written", "give this user the right to write there"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from app.cli.intended_use import Commercial, Competing, Redistribution, intended_use
-from app.cli.outcome import AsJson, CommandFailed, Exit, client, err, out, show
+from app.cli.outcome import AsJson, CommandFailed, Exit, client, counted, err, out, show
 from app.cli.progress import duration
 from app.domain.lifecycle import ExportStatus
 
@@ -72,7 +72,11 @@ def export(
     show(
         made,
         as_json,
-        lambda: out.print(f"{made.n_rows:,} rows in {to} ({len(made.files)} files)", soft_wrap=True),
+        lambda: out.print(
+            f"{counted(made.n_rows, 'row')} in {to} ({counted(len(made.files), 'file')})",
+            soft_wrap=True,
+            markup=False,
+        ),
     )
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.outcome import AsJson, client, out, show, table
+from app.cli.outcome import AsJson, client, counted, out, show, table
 from app.cli.progress import rest_of
 from app.domain.lifecycle import JobStatus
 
@@ -83,7 +83,7 @@ def retry(
         made,
         as_json,
         lambda: out.print(
-            f"{made.n_retried:,} completions are made again; {made.job.id} is {made.job.status}."
+            f"{counted(made.n_retried, 'completion')} to make again; {made.job.id} is {made.job.status}."
         ),
     )
 
@@ -130,6 +130,6 @@ def _told(job: "JobView") -> None:
             markup=False,
         )
     out.print(
-        f"  {counts.prompt_tokens:,} prompt and {counts.completion_tokens:,} completion tokens, "
-        f"{counts.calls:,} calls, {counts.retries:,} of them retries, {counts.reused:,} rows reused"
+        f"  {counted(counts.prompt_tokens, 'prompt token')}, {counted(counts.completion_tokens, 'completion token')}, "
+        f"{counted(counts.calls, 'call')}, {counts.retries:,} of them retries, {counted(counts.reused, 'row')} reused"
     )

@@ -1,7 +1,7 @@
 """How a command ends: what it prints, and an exit code that means something.
 
-0 fine · 1 rows, a job or a check failed · 2 wrong usage · 3 the service cannot be reached · 4 refused (key, role,
-policy, conflict, invalid input) · 5 no such thing · 130 interrupted
+0 fine · 1 rows, a job or a check failed, or a file or folder cannot be used · 2 wrong usage · 3 the service or its
+database cannot be reached · 4 refused (key, role, policy, conflict, invalid input) · 5 no such thing · 130 interrupted
 """
 
 import difflib
@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from app.errors import RetortError
 
@@ -28,10 +29,24 @@ if TYPE_CHECKING:  # imported where they are used: `retort --help` has no time f
 
 T = TypeVar("T")
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+_JSON = "retort.json"
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+def _console(stderr: bool) -> Console:
+    """Lines are broken for a terminal only: elsewhere a program may read them."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, width=None if terminal else 1000)
+
+
+out, err = _console(stderr=False), _console(stderr=True)
+
+
+def _remember(context: typer.Context, value: bool) -> bool:
+    context.meta[_JSON] = value
+    return value
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.", callback=_remember)]
 
 
 class Exit(IntEnum):
@@ -93,12 +108,12 @@ def service_url(given: "Settings") -> str:
 
 
 def key_of(given: "Settings") -> str | None:
-    """The key of the environment, else the one that the data folder on this machine holds."""
+    """The key of the environment, else the one that the data folder on this machine holds. Raises `CommandFailed`."""
     if given.api_key is not None:
         return given.api_key.get_secret_value()
     try:
-        return given.key_file.read_text().strip()
-    except FileNotFoundError:
+        key = given.key_file.read_text(encoding="ascii").strip()
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError:
         raise CommandFailed(
@@ -106,6 +121,15 @@ def key_of(given: "Settings") -> str | None:
             Exit.REFUSED,
             "no-key",
         ) from None
+    except UnicodeDecodeError:
+        key = ""
+    if not key.isprintable() or " " in key or not key:
+        raise CommandFailed(
+            f"{given.key_file} holds no key: set RETORT_API_KEY to one, or restore the file",
+            Exit.REFUSED,
+            "no-key",
+        )
+    return key
 
 
 @contextmanager
@@ -128,13 +152,18 @@ def show(value: object, as_json: bool, told: Callable[[], None]) -> None:
     sys.stdout.write(json.dumps(to_jsonable_python(value), indent=2, ensure_ascii=False) + "\n")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def table(rows: Sequence[T], columns: Mapping[str, Callable[[T], object]], empty: str) -> None:
     if not rows:
         out.print(empty, markup=False)
         return
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        made.add_column(name, overflow="fold")
+    for number, name in enumerate(columns):
+        made.add_column(name, overflow="fold", no_wrap=number == 0)  # ids and names are copied whole
     for row in rows:
         made.add_row(*(_cell(column(row)) for column in columns.values()))
     out.print(made)
@@ -144,28 +173,48 @@ def _cell(value: object) -> str:
     return "–" if value is None else escape(str(value))
 
 
-def guarded(app: typer.Typer) -> None:
-    """Run the command; what a user can mend is told in a sentence, never as a traceback."""
-    try:
-        app()
-    except CommandFailed as error:
-        _tell(error.detail, error.kind, error.code)
-    except RetortError as error:
-        _tell(error.detail, error.kind, Exit.FAILED)
-    except KeyboardInterrupt:
-        _tell("stopped; what was stored stays", "interrupted", Exit.INTERRUPTED)
-    except BrokenPipeError:  # `retort … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.FINE)
-    except Exception as error:
-        from app.client import ServiceRefused, ServiceUnreachable
+class Guarded(TyperGroup):
+    """Runs a command; what a user can mend is told in a sentence, never as a traceback."""
 
-        if isinstance(error, ServiceUnreachable):
+    def invoke(self, ctx: Any) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ending = ("stopped; what was stored stays", "interrupted", Exit.INTERRUPTED)
+        except BrokenPipeError:  # `retort … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(Exit.FINE)
+        except Exception as error:
+            found = ending_of(error)
+            if found is None:
+                raise
+            ending = found
+        _tell(*ending, bool(ctx.meta.get(_JSON)))
+
+
+def ending_of(error: Exception) -> tuple[str, str, Exit] | None:
+    """(sentence, kind, exit code) of an error that is not a fault of this program; None for one that is."""
+    from sqlalchemy.exc import DBAPIError
+
+    from app.client import ServiceRefused, ServiceUnreachable
+
+    match error:
+        case CommandFailed():
+            return error.detail, error.kind, error.code
+        case RetortError():
+            return error.detail, error.kind, Exit.FAILED
+        case ServiceUnreachable():
             hint = "`retort up` starts one here, RETORT_URL (or --url) names another, `retort doctor` looks closer."
-            _tell(f"{error}\n{hint}", "unreachable", Exit.UNREACHABLE)
-        if isinstance(error, ServiceRefused):
-            _tell(_explained(error.problem), error.problem.kind or "refused", _code_of(error.problem.status))
-        raise
+            return f"{error}\n{hint}", "unreachable", Exit.UNREACHABLE
+        case ServiceRefused():
+            kind = error.problem.kind or "refused"
+            return _explained(error.problem), kind, _code_of(error.problem.status)
+        case DBAPIError():
+            reason = str(error.orig).strip().splitlines()[0]
+            return f"the database does not answer: {reason}", "database", Exit.UNREACHABLE
+        case OSError() if error.filename is not None:
+            return f"{error.filename}: {error.strerror}", "file", Exit.FAILED
+    return None
 
 
 def _explained(problem: "Problem") -> str:
@@ -187,11 +236,10 @@ def _code_of(status: int) -> Exit:
     return Exit.REFUSED if status < 500 else Exit.UNREACHABLE
 
 
-def _tell(message: str, kind: str, code: Exit) -> NoReturn:
-    if "--json" in sys.argv:
-        sys.stderr.write(
-            json.dumps({"error": kind, "detail": message, "exit": int(code)}, ensure_ascii=False) + "\n"
-        )
+def _tell(message: str, kind: str, code: Exit, as_json: bool) -> NoReturn:
+    if as_json:
+        told = {"error": kind, "detail": message, "exit": int(code)}
+        sys.stderr.write(json.dumps(told, ensure_ascii=False) + "\n")
     else:
         err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
     sys.exit(code)

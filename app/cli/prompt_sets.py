@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.outcome import AsJson, client, out, show, table
+from app.cli.outcome import AsJson, client, counted, out, show, table
 
 if TYPE_CHECKING:
     from app.services.prompt_sets import PromptSetView
@@ -56,7 +56,7 @@ def errors(prompt_set: SetId, as_json: AsJson = False) -> None:
 
 def _told(found: "PromptSetView") -> None:
     out.print(f"{found.id} {found.name}: {'sealed' if found.sealed else 'open'}", markup=False)
-    out.print(f"  {found.n_prompts:,} prompts, {found.n_errors:,} rows rejected")
+    out.print(f"  {counted(found.n_prompts, 'prompt')}, {counted(found.n_errors, 'row')} rejected")
     if found.n_license_assumed:
-        out.print(f"  {found.n_license_assumed:,} prompts named no licence")
+        out.print(f"  {counted(found.n_license_assumed, 'prompt')} named no licence")
     out.print(f"  content hash {found.content_hash}", soft_wrap=True)

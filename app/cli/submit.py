@@ -2,10 +2,12 @@
 
 import gzip
 import hashlib
+import re
 import secrets
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from app.cli.intended_use import Commercial, Competing, Redistribution, intended_use
-from app.cli.outcome import AsJson, CommandFailed, Exit, client, err, out, show
+from app.cli.outcome import AsJson, CommandFailed, Exit, client, counted, err, out, show
 from app.cli.progress import watch as follow
 from app.domain.lifecycle import ENDED, JobStatus
 
@@ -109,8 +111,7 @@ def submit(
     if (file is None) == (prompt_set is None):
         raise CommandFailed("give a FILE of prompts, or --prompt-set with an id", Exit.USAGE, "usage")
     given: dict[str, object] = {
-        "name": name
-        or (file.name.partition(".")[0] or "stdin" if file is not None and prompt_set is None else None),
+        "name": name or (None if file is None else _name_of(file)),
         "prompt_set": prompt_set or "unknown",
         "teachers": teacher,
         "sampling": {
@@ -146,6 +147,8 @@ def submit(
         raise CommandFailed(f"{where}: {wrong['msg']}", Exit.USAGE, "usage") from None
     with client() as api:
         rejected = 0
+        for one in spec.teachers:  # before a large file is sent for nothing
+            _check_teacher(api, one)
         if file is not None:
             appended = _uploaded(api, file, spec.name or "prompts", strict)
             rejected = appended.n_rejected
@@ -158,9 +161,25 @@ def submit(
         raise typer.Exit(Exit.FAILED)
 
 
+def _check_teacher(api: "RetortClient", name: str) -> None:
+    from app.client import ServiceRefused
+
+    try:
+        api.teacher(name)
+    except ServiceRefused as error:
+        if error.problem.status != 404:
+            raise
+        known = ", ".join(teacher.name for teacher in api.teachers()) or "none yet"
+        raise CommandFailed(
+            f"there is no teacher {name!r} (there are: {known}): `retort teachers add` registers one",
+            Exit.NOT_FOUND,
+            "not-found",
+        ) from None
+
+
 def _submitted(api: "RetortClient", spec: "JobSpec", watch: bool, as_json: bool) -> None:
     job = api.submit_job(spec, idempotency_key=f"cli-{secrets.token_hex(12)}")
-    err.print(f"Job {job.id}: {job.counts.expected:,} completions to make.")
+    err.print(f"Job {job.id}: {counted(job.counts.expected, 'completion')} to make.")
     if watch:
         job = follow(api, job.id, err)
     elif not as_json:
@@ -173,9 +192,10 @@ def _estimated(api: "RetortClient", spec: "JobSpec", as_json: bool) -> None:
     found = api.estimate_job(spec)
 
     def told() -> None:
-        out.print(f"{found.n_prompts:,} prompts → up to {found.n_completions_at_most:,} completions.")
+        made = counted(found.n_completions_at_most, "completion")
+        out.print(f"{counted(found.n_prompts, 'prompt')} → up to {made}.")
         if found.max_completion_tokens is not None:
-            out.print(f"At most {found.max_completion_tokens:,} completion tokens.")
+            out.print(f"At most {counted(found.max_completion_tokens, 'completion token')}.")
         for warning in found.warnings:
             out.print(f"Warning: {warning}.", markup=False)
 
@@ -201,30 +221,47 @@ def _uploaded(api: "RetortClient", file: Path, name: str, strict: bool) -> "Appe
             disable=not err.is_terminal or size < _WORTH_A_BAR,
         ) as bar:
             task = bar.add_task("", total=None if file.suffix == ".gz" else size)
-            answer = api.append_prompts(
-                made.id,
-                opened,
-                f"cli-{key}-rows",
-                seal=True,
-                strict=strict,
-                sent=lambda n_bytes: bar.update(task, completed=n_bytes),
-            )
+            try:
+                answer = api.append_prompts(
+                    made.id,
+                    opened,
+                    f"cli-{key}-rows",
+                    seal=True,
+                    strict=strict,
+                    sent=lambda n_bytes: bar.update(task, completed=n_bytes),
+                )
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise CommandFailed(f"{file} is not whole gzip: {error}", Exit.USAGE, "usage") from error
     _told(answer, file)
     return answer
 
 
 @contextmanager
 def _readable(file: Path) -> Iterator[Path]:
-    """A file that can be read from its beginning more than once. Standard input is kept aside for that."""
-    if str(file) != "-":
-        if not file.is_file():
-            raise CommandFailed(f"there is no file {file}", Exit.USAGE, "usage")
+    """A file that can be read from its beginning more than once. A pipe, standard input too, is kept aside for that."""
+    if str(file) != "-" and not file.exists():
+        raise CommandFailed(f"there is no file {file}", Exit.USAGE, "usage")
+    if file.is_dir():
+        raise CommandFailed(f"{file} is a folder: give a file of prompts", Exit.USAGE, "usage")
+    if file.is_file():
         yield file
         return
-    with tempfile.NamedTemporaryFile(prefix="retort-stdin-") as kept:
-        shutil.copyfileobj(sys.stdin.buffer, kept)
+    with tempfile.NamedTemporaryFile(prefix="retort-prompts-") as kept:
+        if str(file) == "-":
+            shutil.copyfileobj(sys.stdin.buffer, kept)
+        else:
+            with file.open("rb") as pipe:
+                shutil.copyfileobj(pipe, kept)
         kept.flush()
         yield Path(kept.name)
+
+
+def _name_of(file: Path) -> str:
+    """What set and job are called: the file's name without its endings, as text that the service takes."""
+    if str(file) == "-":
+        return "stdin"
+    name = file.name.partition(".")[0].encode("utf-8", "replace").decode()
+    return re.sub(r"[\x00-\x1f]+", " ", name)[:200].strip() or "prompts"
 
 
 def _told(answer: "AppendView", file: Path) -> None:
@@ -236,11 +273,10 @@ def _told(answer: "AppendView", file: Path) -> None:
     if not answer.n_added:
         raise CommandFailed(f"no row of {file} is a prompt", Exit.REFUSED, "no-prompts")
     if answer.n_license_assumed:
-        err.print(
-            f"{answer.n_license_assumed:,} rows name no licence and took the project's default, else NOASSERTION."
-        )
-    rejected = f", {answer.n_rejected:,} rows rejected" if answer.n_rejected else ""
-    err.print(f"Prompt set {set_id}: {answer.n_added:,} prompts{rejected}.")
+        none = counted(answer.n_license_assumed, "prompt")
+        err.print(f"{none} without a licence: the project's default was taken, else NOASSERTION.")
+    rejected = f", {counted(answer.n_rejected, 'row')} rejected" if answer.n_rejected else ""
+    err.print(f"Prompt set {set_id}: {counted(answer.n_added, 'prompt')}{rejected}.")
 
 
 def watch(job: Annotated[str, typer.Argument(help="Id of a job.")], as_json: AsJson = False) -> None:

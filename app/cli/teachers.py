@@ -1,5 +1,6 @@
 """`retort teachers …`."""
 
+import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,6 +49,10 @@ def add(
     max_in_flight: Annotated[
         int | None, typer.Option(min=1, help="Cap of calls in flight, over all workers.")
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the driver, NAME=VALUE, for example provider=vllm; several times."),
+    ] = None,
     probe: Annotated[bool, typer.Option(help="Ask it at once what it can do.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -66,6 +71,7 @@ def add(
         "access_route": access_route,
         "license": license,
         "max_in_flight": max_in_flight,
+        "options": dict(_option(text) for text in option or ()),
     }
     try:
         new = NewTeacher.model_validate({key: value for key, value in given.items() if value is not None})
@@ -99,6 +105,17 @@ def drivers(as_json: AsJson = False) -> None:
     show(known_drivers(), as_json, lambda: out.print("\n".join(known_drivers())))
 
 
+def _option(text: str) -> tuple[str, object]:
+    """NAME=VALUE; the value is JSON where it reads as such, else text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise CommandFailed(f"--option is NAME=VALUE, not {text!r}", Exit.USAGE, "usage")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def _told(teacher: "TeacherView") -> None:
     out.print(f"[bold]{teacher.name}[/]: {teacher.model} through driver {teacher.driver}")
     found = teacher.capabilities
@@ -107,9 +124,10 @@ def _told(teacher: "TeacherView") -> None:
         return
     for name, value in found.items():
         if name != "problems" and value not in (None, False, 0):
-            out.print(f"  {name.replace('_', ' ')}: {'yes' if value is True else value}", markup=False)
+            told = f"  {name.replace('_', ' ')}: {'yes' if value is True else value}"
+            out.print(told, markup=False, soft_wrap=True)
     for problem in _problems(teacher):
-        out.print(f"  {problem}", markup=False, style="yellow")
+        out.print(f"  {problem}", markup=False, style="yellow", soft_wrap=True)
 
 
 def _problems(teacher: "TeacherView") -> list[str]:

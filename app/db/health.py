@@ -5,7 +5,7 @@ from functools import cache
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine
 
-from app.db.migrate import head
+from app.db.migrate import head, is_known
 from app.db.session import reading
 
 
@@ -20,6 +20,8 @@ def schema_problem(engine: Engine) -> str | None:
         found = MigrationContext.configure(connection).get_current_revision()
     if found is None:
         return "has no schema yet: run `retort db upgrade`"
+    if not is_known(found):
+        return f"its schema is at {found}, which a newer version made: this code knows up to {_head()}"
     if found != _head():
         return f"its schema is at {found}, this code needs {_head()}: run `retort db upgrade`"
     return None

@@ -8,6 +8,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from app.db.session import connect
+from app.errors import Conflict
 
 _SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"
 
@@ -20,7 +21,15 @@ def config(url: str) -> Config:
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Run the migrations up to `revision`; on PostgreSQL one process at a time, the others wait."""
+    """Run the migrations up to `revision`; on PostgreSQL one process at a time, the others wait.
+
+    Raises `Conflict` for a database that a newer version has upgraded.
+    """
+    found = current(url)
+    if found is not None and not is_known(found):
+        raise Conflict(
+            f"the database's schema is at {found}, which this version does not know: a newer one made it. Use that one"
+        )
     command.upgrade(config(url), revision)
 
 
@@ -29,6 +38,12 @@ def head() -> str:
     if found is None:
         raise RuntimeError("no migrations are installed")
     return found
+
+
+def is_known(revision: str) -> bool:
+    """Whether it is one of this version's."""
+    scripts = ScriptDirectory.from_config(config("")).walk_revisions()
+    return any(script.revision == revision for script in scripts)
 
 
 def current(url: str) -> str | None:

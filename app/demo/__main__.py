@@ -13,12 +13,11 @@ from types import FrameType
 from rich.console import Console
 from rich.markup import escape
 
-from app.cli.outcome import CommandFailed, settings
-from app.client import RetortClient, ServiceRefused, ServiceUnreachable
+from app.cli.outcome import ending_of, key_of, settings
+from app.client import RetortClient
 from app.demo import main_job
 from app.demo.example import show_example
 from app.demo.service import running_service
-from app.errors import RetortError
 from app.services.job_views import JobView
 from app.settings import Settings
 from app.teachers import embedded_model
@@ -33,6 +32,7 @@ def main() -> int:
     keep: bool = parser.parse_args().keep
     signal.signal(signal.SIGTERM, _as_ctrl_c)
     began = time.monotonic()
+    given: Settings | None = None
     console.print("[bold]Retort demo[/]: prompts → a durable job → a real, very small teacher → a dataset\n")
     try:
         given = settings()
@@ -43,14 +43,15 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\nStopped. Nothing is lost: `make demo` goes on where it was.")
         return 130
-    except (CommandFailed, RetortError) as error:
-        console.print(f"\n[red]error:[/] {escape(error.detail)}", soft_wrap=True)
-        return 1
-    except (ServiceRefused, ServiceUnreachable) as error:
-        console.print(f"\n[red]error:[/] {escape(str(error))}", soft_wrap=True)
-        console.print(
-            f"Logs are in {given.data_dir / 'logs'}. `make demo` goes on where it was.", soft_wrap=True
-        )
+    except Exception as error:
+        ending = ending_of(error)
+        if ending is None:
+            raise
+        console.print(f"\n[red]error:[/] {escape(ending[0])}", soft_wrap=True)
+        if given is not None and (logs := given.data_dir / "logs").is_dir():
+            console.print(
+                f"Logs are in {escape(str(logs))}. `make demo` goes on where it was.", soft_wrap=True
+            )
         return 1
     return 0 if job.counts.failed == 0 else 1
 
@@ -107,9 +108,9 @@ def _shown(program: Path) -> Path:
     return program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
 
 
-def _key(given: Settings) -> str:
+def _key(given: Settings) -> str | None:
     """The demo speaks to the service of this data folder, so the key is that folder's."""
-    return given.key_file.read_text().strip()
+    return key_of(given.model_copy(update={"api_key": None}))
 
 
 def _as_ctrl_c(number: int, frame: FrameType | None) -> None:

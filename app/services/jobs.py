@@ -207,7 +207,7 @@ def _check_logprobs(teacher: Teacher, top_logprobs: int) -> None:
         return
     cap = int(teacher.capabilities.get("max_top_logprobs") or 0)
     if top_logprobs > cap:
-        can = f"gives at most {cap}" if cap else "gives no usable logprobs"
+        can = f"gives at most {cap} top logprobs" if cap else "gives no usable logprobs"
         raise Unsupported(
             f"teacher {teacher.name!r} {can}; {top_logprobs} were asked for (found by its last probe)"
         )
