@@ -42,9 +42,9 @@ def test_submit_watch_export(retort: Retort, prompts: Path, tmp_path: Path) -> N
     to = tmp_path / "data set"
     made = retort("export", job, "--to", to, "--format", "parquet", "--json")
     assert (made.code, made.json["n_rows"], made.json["status"]) == (0, 3, "completed")
-    assert {file.name for file in to.iterdir()} == {"data-00000.parquet", "manifest.json"}
+    assert {file.name for file in to.iterdir()} >= {"train-00000.parquet", "manifest.json"}
     assert "3 rows in" in retort("export", job, "--to", tmp_path / "lines").out
-    rows = [json.loads(line) for line in (tmp_path / "lines" / "data-00000.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "lines" / "train-00000.jsonl").read_text().splitlines()]
     assert len(rows) == 3
 
 
@@ -54,14 +54,14 @@ def test_what_was_fetched_stays_and_what_is_damaged_is_fetched_again(
     job = retort("submit", prompts, "--teacher", "t", "--watch", "--json").json["id"]
     to = tmp_path / "out"
     assert retort("export", job, "--to", to).code == 0
-    data, manifest = to / "data-00000.jsonl", to / "manifest.json"
+    data, manifest = to / "train-00000.jsonl", to / "manifest.json"
     content, inode = data.read_bytes(), data.stat().st_ino
     manifest.write_text("{}")
     assert retort("export", job, "--to", to).code == 0
     assert data.stat().st_ino == inode, "a file that is whole was fetched again"
     assert json.loads(manifest.read_text())["n_rows"] == 3
     data.unlink()
-    (to / "data-00000.jsonl.part").write_bytes(content[:10])
+    (to / "train-00000.jsonl.part").write_bytes(content[:10])
     assert retort("export", job, "--to", to).code == 0
     assert data.read_bytes() == content
 
