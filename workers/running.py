@@ -73,7 +73,9 @@ def forget_state(data_dir: Path) -> None:
 
 
 @contextmanager
-def held(data_dir: Path, say: Callable[[str], None]) -> Iterator[int]:
+def held(
+    data_dir: Path, say: Callable[[str], None], leftover_seconds: float = _LEFTOVER_SECONDS
+) -> Iterator[int]:
     """Hold the folder for one supervisor. Gives the descriptor that every child must inherit.
 
     There are two locks: the supervisor's own, and one that lives as long as any child that inherited it, so that
@@ -86,7 +88,7 @@ def held(data_dir: Path, say: Callable[[str], None]) -> Iterator[int]:
             raise AlreadyRunning(data_dir, last_state(data_dir))
         if not _taken(shared, 0.5):
             say("Processes of an earlier run, whose supervisor was killed, are still leaving …")
-            if not _taken(shared, _LEFTOVER_SECONDS):
+            if not _taken(shared, leftover_seconds):
                 before = last_state(data_dir)
                 pids = "" if before is None else f": {' '.join(map(str, before.children.values()))}"
                 raise StillLeaving(f"processes of an earlier run do not end; end them by hand{pids}")
