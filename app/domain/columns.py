@@ -1,6 +1,6 @@
 """Token columns: the numbers of one completion. From the driver on, logprobs are arrays, never JSON."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +136,18 @@ def concatenated(parts: list[TokenColumns], prompt_ids: Int32 | None = None) -> 
         sampled=np.concatenate([p.sampled for p in parts]),
         prompt_ids=parts[0].prompt_ids if prompt_ids is None else prompt_ids,
     )
+
+
+def first_of(columns: TokenColumns, count: int) -> TokenColumns:
+    """The columns of the first `count` tokens."""
+    rows = (name for name in TokenColumns.__slots__ if name != "prompt_ids")
+    return replace(columns, **{name: getattr(columns, name)[:count] for name in rows})
+
+
+def widened(columns: TokenColumns, k: int) -> TokenColumns:
+    """The same with room for k candidates, of which those beyond its own are absent."""
+    ids, logprobs = _padded(columns.topk_ids, columns.topk_logprobs, k)
+    return replace(columns, topk_ids=ids, topk_logprobs=logprobs)
 
 
 def tail_logmass(logprobs: Float32) -> Float32:

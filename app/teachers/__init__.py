@@ -19,9 +19,16 @@ def _openai(spec: TeacherSpec, access: TeacherAccess) -> Teacher:
     return OpenAITeacher(spec, access)
 
 
+def _vllm(spec: TeacherSpec, access: TeacherAccess) -> Teacher:
+    from app.teachers.vllm import VllmTeacher
+
+    return VllmTeacher(spec, access)
+
+
 _DRIVERS: dict[str, Callable[[TeacherSpec, TeacherAccess], Teacher]] = {
     "embedded": _embedded,
     "openai": _openai,
+    "vllm": _vllm,
 }
 
 

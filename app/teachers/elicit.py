@@ -6,11 +6,11 @@ test-time scaling). Tokens that were put there are marked as not sampled.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from app.domain.columns import TokenColumns, concatenated, forced
+from app.domain.columns import TokenColumns, concatenated, first_of, forced
 from app.domain.fingerprints import sha256
 from app.domain.reasoning import CLOSE, OPEN, split_reasoning
 from app.domain.sampling import Elicitation
@@ -83,18 +83,11 @@ async def elicit(
         text = text.rstrip() + END
         ends = eos if first.ended_by is None else first.ended_by
         if kept is not None and len(kept) and int(kept.token_ids[-1]) == ends:
-            kept = _without_last(kept)
+            kept = first_of(kept, len(kept) - 1)
     used = len(first.tokens) if first.tokens is not None else first.usage.completion_tokens
     rest = max(1, max_tokens - (limit if used is None else used))
     second = await go_on(BEGIN + text, _so_far(ids, kept, closed), rest)
     return _generation(sample_index, [first, second], text + second.text, ids, kept, not closed)
-
-
-def _without_last(columns: TokenColumns) -> TokenColumns:
-    return replace(
-        columns,
-        **{name: getattr(columns, name)[:-1] for name in columns.__slots__ if name != "prompt_ids"},
-    )
 
 
 def _so_far(ids: Forced | None, kept: TokenColumns | None, closed: bool) -> list[int] | None:

@@ -11,7 +11,6 @@ calls, calls per prompt and slot-seconds; `POST /_script` replaces the script wh
 import argparse
 import asyncio
 import hashlib
-import struct
 import sys
 import time
 from collections import Counter
@@ -23,39 +22,22 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-VOCABULARY = 50_000
+from app.teachers.inside_vllm.retort_route.wire import GENERATE, INFO, MEDIA_TYPE
+from app.teachers.scripted_faults import Fault, after, before, json_response
+from app.teachers.scripted_tokens import (
+    Conversations,
+    about,
+    candidates,
+    compact_payload,
+    ids_of,
+    logprob_of,
+    prompt_logprobs,
+    sample_ids,
+    sampled_logprob,
+    text_of,
+)
 
-FaultKind = Literal[
-    "429",
-    "429-retry-after",
-    "500",
-    "503",
-    "400",
-    "401",
-    "hang",
-    "cut",
-    "drip",
-    "half-json",
-    "wrong-type",
-    "huge",
-    "nan-logprobs",
-    "zero-logprobs",
-    "no-logprobs",
-    "no-usage",
-    "no-choices",
-]
-
-
-class Fault(BaseModel):
-    """One rule. It applies to a call if all that it names holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: FaultKind
-    share: float = Field(1.0, ge=0, le=1, description="Of all (prompt, attempt) pairs, by hash.")
-    contains: str | None = Field(None, description="The last message contains this.")
-    first_calls: int | None = Field(None, description="Only the first n calls for a prompt.")
-    seconds: float = Field(1.0, ge=0, description="Retry-After, or the length of a hang or drip.")
+Route = Literal["chat", "completions", "compact"]
 
 
 class Script(BaseModel):
@@ -71,14 +53,14 @@ class Script(BaseModel):
     delay_per_token: float = Field(0.0, ge=0)
     slots: int | None = Field(None, ge=1, description="Answers made at the same time; the rest waits.")
     native_n: bool = True
+    compact: bool = Field(True, description="The compact route is there.")
+    logprobs_mode: str = "raw_logprobs"
     down: bool = False
     faults: tuple[Fault, ...] = ()
 
-
-@lru_cache(maxsize=100_000)
-def _ids(key: str, count: int) -> tuple[int, ...]:
-    stream = hashlib.shake_128(key.encode()).digest(2 * count)
-    return tuple(int.from_bytes(stream[i : i + 2], "little") % VOCABULARY for i in range(0, 2 * count, 2))
+    @property
+    def fingerprint(self) -> str:
+        return f"vllm-{self.version}-scripted"
 
 
 def length_of(key: str, script: Script) -> int:
@@ -87,33 +69,6 @@ def length_of(key: str, script: Script) -> int:
         return script.tokens
     drawn = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return script.shortest + int(drawn * (script.tokens + 1 - script.shortest))
-
-
-def text_of(ids: tuple[int, ...]) -> str:
-    """The text that these token ids stand for: one word per token."""
-    return "".join(f" t{i}" for i in ids)
-
-
-def _candidates(token: int, k: int) -> list[tuple[int, float]]:
-    """The k likeliest tokens at a position, sampled one included, with logprobs that sum to less than 1.
-
-    Every seventh token is drawn from outside the first k: the sampled token then stands beside the candidates.
-    """
-    inside = token % 7 != 0
-    others = [(token + 1 + j) % VOCABULARY for j in range(k)]
-    ids = [token, *others[: k - 1]] if inside else others
-    return [(identifier, _logprob(rank)) for rank, identifier in enumerate(ids)]
-
-
-@lru_cache(maxsize=2048)
-def _logprob(rank: int) -> float:
-    """A float32, as engines compute it: as long in JSON as a real one."""
-    value: float = struct.unpack("f", struct.pack("f", -0.7 - 0.913 * rank))[0]
-    return value
-
-
-def _sampled_logprob(token: int, k: int) -> float:
-    return _logprob(0 if token % 7 != 0 else k + 3)
 
 
 def _token_name(as_ids: bool) -> Callable[[int], str]:
@@ -130,9 +85,9 @@ def _chat_logprobs(ids: tuple[int, ...], k: int, as_ids: bool) -> bytes:
 
     content = []
     for token in ids:
-        own = _sampled_logprob(token, k)
+        own = sampled_logprob(token, k)
         # vLLM returns the first k of {sampled, top 1 … top k}, the sampled one first.
-        ranked = [(token, own)] + [c for c in _candidates(token, k) if c[0] != token]
+        ranked = [(token, own)] + [c for c in candidates(token, k) if c[0] != token]
         content.append({**entry(token, own), "top_logprobs": [entry(i, lp) for i, lp in ranked[:k]]})
     return orjson.dumps({"content": content})
 
@@ -143,9 +98,9 @@ def _completion_logprobs(ids: tuple[int, ...], k: int, as_ids: bool) -> bytes:
     return orjson.dumps(
         {
             "tokens": [name(i) for i in ids],
-            "token_logprobs": [_sampled_logprob(i, k) for i in ids],
+            "token_logprobs": [sampled_logprob(i, k) for i in ids],
             "top_logprobs": [
-                {name(c): lp for c, lp in [(i, _sampled_logprob(i, k)), *_candidates(i, k)]} for i in ids
+                {name(c): lp for c, lp in [(i, sampled_logprob(i, k)), *candidates(i, k)]} for i in ids
             ],
             "text_offset": [0] * len(ids),
         }
@@ -160,6 +115,7 @@ class ScriptedTeacher:
         self.calls = 0
         self.samples = 0
         self.by_prompt: Counter[str] = Counter()
+        self._conversations = Conversations()
         self.faults: Counter[str] = Counter()
         self.busy_seconds = 0.0
         self.running = self.waiting = 0
@@ -179,10 +135,12 @@ class ScriptedTeacher:
         made.router.add_post("/detokenize", self.detokenize)
         made.router.add_post("/v1/chat/completions", self.chat)
         made.router.add_post("/v1/completions", self.completions)
+        made.router.add_get(INFO, self.about)
+        made.router.add_post(GENERATE, self.compact)
         return made
 
     async def stats(self, request: web.Request) -> web.Response:
-        return _json(
+        return json_response(
             {
                 "calls": self.calls,
                 "samples": self.samples,
@@ -209,14 +167,14 @@ class ScriptedTeacher:
             self.faults.clear()
             self.busy_seconds = self.first_call = self.last_call = 0.0
             self.last_arrival = self.busy_at_last_arrival = 0.0
-        return _json({})
+        return json_response({})
 
     async def version(self, request: web.Request) -> web.StreamResponse:
-        return self._refusing() or _json({"version": self.script.version})
+        return self._refusing() or json_response({"version": self.script.version})
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         model = {"id": self.script.model, "object": "model", "owned_by": "vllm", "max_model_len": 32768}
-        return self._refusing() or _json({"object": "list", "data": [model]})
+        return self._refusing() or json_response({"object": "list", "data": [model]})
 
     def _refusing(self) -> web.Response | None:
         return web.Response(status=503, text="down") if self.script.down else None
@@ -231,34 +189,53 @@ class ScriptedTeacher:
             )
         )
 
-    async def tokenize(self, request: web.Request) -> web.Response:
+    async def tokenize(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
-        text = body.get("prompt")
-        if text is None:
-            text = "".join(f"<{m['role']}>{m.get('content')}" for m in body["messages"])
-        ids = _ids(text, max(1, len(text) // 4))
-        return _json({"tokens": ids, "count": len(ids), "max_model_len": 32768})
+        if self.script.down:
+            return web.Response(status=503, text="down")
+        if "messages" in body:
+            ids = self._conversations.render(body["messages"])
+        else:
+            ids = ids_of(body["prompt"], max(1, len(body["prompt"]) // 4))
+        return json_response({"tokens": ids, "count": len(ids), "max_model_len": 32768})
 
     async def detokenize(self, request: web.Request) -> web.Response:
         body = orjson.loads(await request.read())
-        return _json({"prompt": text_of(tuple(body["tokens"]))})
+        return json_response({"prompt": text_of(tuple(body["tokens"]))})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
         if not body.get("messages"):
-            return _json({"error": {"message": "no messages", "type": "BadRequestError", "code": 400}}, 400)
+            return json_response(
+                {"error": {"message": "no messages", "type": "BadRequestError", "code": 400}}, 400
+            )
         key = str(body["messages"][-1].get("content"))
         k = int(body.get("top_logprobs") or 0) if body.get("logprobs") else 0
-        return await self._answer(request, body, key, k, chat=True)
+        return await self._answer(request, body, key, k, "chat")
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
-        return await self._answer(
-            request, body, repr(body["prompt"]), int(body.get("logprobs") or 0), chat=False
+        key = self._conversations.key(body["prompt"])
+        return await self._answer(request, body, key, int(body.get("logprobs") or 0), "completions")
+
+    async def about(self, request: web.Request) -> web.StreamResponse:
+        script = self.script
+        if not script.compact:
+            return web.Response(status=404, text="not found")
+        told = about(
+            script.model, script.version, script.max_logprobs, script.logprobs_mode, script.fingerprint
         )
+        return self._refusing() or json_response(told)
+
+    async def compact(self, request: web.Request) -> web.StreamResponse:
+        body = orjson.loads(await request.read())
+        if not self.script.compact:
+            return web.Response(status=404, text="not found")
+        key = self._conversations.key(body["prompt_token_ids"])
+        return await self._answer(request, body, key, int(body.get("top_logprobs") or 0), "compact")
 
     async def _answer(
-        self, request: web.Request, body: dict[str, Any], key: str, k: int, chat: bool
+        self, request: web.Request, body: dict[str, Any], key: str, k: int, route: Route
     ) -> web.StreamResponse:
         script = self.script
         now = time.monotonic()
@@ -271,30 +248,35 @@ class ScriptedTeacher:
             return web.Response(status=503, text="down")
         if k > script.max_logprobs:
             message = f"Requested logprobs of {k}, which is greater than max allowed: {script.max_logprobs}"
-            return _json({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
+            return json_response({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
         if body.get("model") not in (None, script.model):
             message = f"The model `{body['model']}` does not exist."
-            return _json({"error": {"message": message, "type": "NotFoundError", "code": 404}}, 404)
+            return json_response({"error": {"message": message, "type": "NotFoundError", "code": 404}}, 404)
         n = int(body.get("n") or 1)
         if n > 1 and not script.native_n:
-            return _json({"error": {"message": "n must be 1", "type": "BadRequestError", "code": 400}}, 400)
+            return json_response(
+                {"error": {"message": "n must be 1", "type": "BadRequestError", "code": 400}}, 400
+            )
         fault = self._fault(key)
         if fault is not None:
             self.faults[fault.kind] += 1
-            early = await _before(request, fault)
+            early = await before(request, fault)
             if early is not None:
                 return early
         length = length_of(key, script)
         count = min(length, int(body.get("max_tokens") or body.get("max_completion_tokens") or 1 << 30))
         await self._generate(count * n)
         self.samples += n
-        payload = _payload(body, key, k, n, count, chat, script, fault, cut_short=count < length)
+        prompt = self._conversations.render(body["messages"]) if route == "chat" else body.get("prompt")
+        cut_short = count < length
+        payload = _payload(body, key, prompt, k, n, count, route, script, fault, cut_short)
+        kind = MEDIA_TYPE if route == "compact" else "application/json"
         self.last_call = time.monotonic()
         if fault is not None:
-            after = await _after(request, fault, payload)
-            if after is not None:
-                return after
-        return web.Response(body=payload, content_type="application/json")
+            late = await after(request, fault, payload, kind)
+            if late is not None:
+                return late
+        return web.Response(body=payload, content_type=kind)
 
     async def _generate(self, tokens: int) -> None:
         seconds = self.script.delay + self.script.delay_per_token * tokens
@@ -331,91 +313,44 @@ class ScriptedTeacher:
         return None
 
 
-def _json(value: object, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
-
-
-async def _before(request: web.Request, fault: Fault) -> web.StreamResponse | None:
-    """Faults that come instead of an answer."""
-    match fault.kind:
-        case "429" | "500" | "503" | "400" | "401":
-            return _json(
-                {"error": {"message": f"scripted {fault.kind}", "code": int(fault.kind)}}, int(fault.kind)
-            )
-        case "429-retry-after":
-            answer = _json({"error": {"message": "scripted 429", "code": 429}}, 429)
-            answer.headers["Retry-After"] = f"{fault.seconds:g}"
-            return answer
-        case "hang":
-            await asyncio.sleep(fault.seconds)
-        case "wrong-type":
-            return web.Response(text="<html>scripted</html>", content_type="text/html")
-        case "huge":
-            answer_stream = web.StreamResponse(headers={"Content-Type": "application/json"})
-            await answer_stream.prepare(request)
-            block = b" " * (1 << 20)
-            for _ in range(1024):
-                await answer_stream.write(block)
-            return answer_stream
-        case "no-choices":
-            return _json({"id": "x", "choices": [], "model": "scripted"})
-    return None
-
-
-async def _after(request: web.Request, fault: Fault, payload: bytes) -> web.StreamResponse | None:
-    """Faults of an answer that was made."""
-    match fault.kind:
-        case "cut":
-            answer = web.StreamResponse(
-                headers={"Content-Type": "application/json", "Content-Length": str(len(payload))}
-            )
-            await answer.prepare(request)
-            await answer.write(payload[: len(payload) // 2])
-            if request.transport is not None:
-                request.transport.abort()
-            return answer
-        case "drip":
-            answer = web.StreamResponse(headers={"Content-Type": "application/json"})
-            await answer.prepare(request)
-            for byte in payload[:40]:
-                await answer.write(bytes([byte]))
-                await asyncio.sleep(fault.seconds / 40)
-            await answer.write(payload[40:])
-            return answer
-        case "half-json":
-            return web.Response(body=payload[: len(payload) // 2], content_type="application/json")
-    return None
-
-
 def _payload(
     body: dict[str, Any],
     key: str,
+    prompt: Any,
     k: int,
     n: int,
     count: int,
-    chat: bool,
+    route: Route,
     script: Script,
     fault: Fault | None,
     cut_short: bool,
 ) -> bytes:
     kind = fault.kind if fault is not None else None
+    finish = "length" if cut_short else "stop"
+    if route == "compact":
+        return compact_payload(body, key, count, finish, script.model, script.fingerprint, kind)
+    chat = route == "chat"
     as_ids, return_ids = bool(body.get("return_tokens_as_token_ids")), bool(body.get("return_token_ids"))
     seed = body.get("seed")
     choices = []
     for index in range(n):
-        ids = _ids(f"{key}|{None if seed is None else seed + index}|{index if seed is None else ''}", count)
+        ids = sample_ids(key, seed, index, count)
         choice: dict[str, Any] = {
             "index": index,
-            "finish_reason": "length" if cut_short else "stop",
+            "finish_reason": finish,
         }
         if chat:
             choice["message"] = _message(text_of(ids), script.reasoning)
         else:
             choice["text"] = text_of(ids)
+            if body.get("prompt_logprobs") is not None:
+                choice["prompt_logprobs"] = prompt_logprobs(
+                    tuple(body["prompt"]), int(body["prompt_logprobs"])
+                )
         if (k or body.get("logprobs")) and kind != "no-logprobs":
             made = (_chat_logprobs if chat else _completion_logprobs)(ids, k, as_ids)
             if kind == "nan-logprobs":
-                made = made.replace(b"%s," % orjson.dumps(_logprob(0)), b"NaN,")
+                made = made.replace(b"%s," % orjson.dumps(logprob_of(0)), b"NaN,")
             elif kind == "zero-logprobs":
                 made = _flattened(made)
             choice["logprobs"] = orjson.Fragment(made)
@@ -427,11 +362,11 @@ def _payload(
         "object": "chat.completion" if chat else "text_completion",
         "created": int(time.time()),
         "model": script.model,
-        "system_fingerprint": f"vllm-{script.version}-scripted",
+        "system_fingerprint": script.fingerprint,
         "choices": choices,
     }
     if return_ids:
-        answer["prompt_token_ids"] = _ids(key, max(1, len(key) // 4))
+        answer["prompt_token_ids"] = prompt
     if kind != "no-usage":
         prompt = max(1, len(key) // 4)
         answer["usage"] = {

@@ -5,6 +5,7 @@ llama.cpp has `id` in each entry, vLLM and its relatives spell `"token": "token_
 OpenAI has token text only. Ids are never guessed: text only means no columns.
 """
 
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from app.errors import MalformedAnswer
 
 _PREFIX = "token_id:"
 _AFTER = len(_PREFIX)
+_BY_ID = methodcaller("startswith", _PREFIX)
 
 
 def columns_of_rows(
@@ -36,6 +38,34 @@ def columns_of_rows(
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise MalformedAnswer(f"the answer's logprobs are not in a known shape: {error!r}") from error
     return token_columns(ids, candidates, logprobs, own, k, prompt_ids)
+
+
+def columns_of_maps(
+    token_ids: list[int], tops: Any, own: Any, k: int, prompt_ids: Int32 | None = None
+) -> TokenColumns:
+    """Columns of vLLM's completions: one `{"token_id:123": logprob, …}` per token, k + 1 entries or k.
+
+    Raises `MalformedAnswer`.
+    """
+    try:
+        if not len(tops) == len(own) == len(token_ids):
+            raise MalformedAnswer(
+                f"the answer has {len(token_ids)} token ids, {len(own)} logprobs and {len(tops)} rows of candidates"
+            )
+        if not token_ids:
+            return token_columns(*_empty(k), k=k, prompt_ids=prompt_ids)
+        names = [name for top in tops for name in top]
+        if not all(map(_BY_ID, names)):
+            raise MalformedAnswer("the answer names tokens by their text, which does not tell them apart")
+        filled = np.arange(k + 1) < np.array([len(top) for top in tops])[:, None]
+        ids = np.full(filled.shape, -1, np.int32)
+        logprobs = np.full(filled.shape, -np.inf, np.float32)
+        ids[filled] = [int(name[_AFTER:]) for name in names]
+        logprobs[filled] = [logprob for top in tops for logprob in top.values()]
+        sampled = np.array(own, dtype=np.float32)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise MalformedAnswer(f"the answer's logprobs are not in a known shape: {error!r}") from error
+    return token_columns(np.array(token_ids, np.int32), ids, logprobs, sampled, k, prompt_ids)
 
 
 def _id_field(entry: dict[str, Any]) -> int:
