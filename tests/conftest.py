@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine
 
 from app.db.migrate import upgrade
@@ -36,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(cache.cleanup)
     os.environ |= {"HF_HOME": cache.name, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     sys.addaudithook(_refuse_the_network)
+    # How quick an example is says more of what else runs on the machine than of the code.
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 
 
 def _refuse_the_network(event: str, arguments: tuple[object, ...]) -> None:
