@@ -1,10 +1,11 @@
 """The completions that an export reads: by keyset, in short reading transactions, up to a watermark."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, tuple_
+from sqlalchemy import Connection, Row, Select, func, select, tuple_
 
 from app.db.models import Completion, Counter, Job, Lane, Part, PromptRow, PromptSet, Segment, Shard, Stage
 from app.db.session import db_now
@@ -46,7 +47,7 @@ _COLUMNS = (
 NAMES = tuple(column.key for column in _COLUMNS)
 _TEXTS = tuple(NAMES.index(name) for name in ("answer", "reasoning", "body", "tool_calls", "sampling"))
 _N_TOKENS, _PROMPT_TOKENS = NAMES.index("n_tokens"), NAMES.index("prompt_tokens")
-_FETCH = 128
+_FETCH = 512
 
 Place = tuple[int, int, int]  # prompt number, teacher, sample index
 FIRST: Place = (-1, 0, 0)
@@ -99,7 +100,7 @@ def page(
 ) -> list[Sequence[Any]]:
     """The next rows in the order (prompt number, teacher, sample index), as tuples in the order of `NAMES`.
 
-    Ends at `max_rows`, or with the first row that reaches `max_bytes` of text and tokens; at the end it is empty.
+    Ends at `max_rows`, or where about `max_bytes` of text and tokens are reached; at the end it is empty.
     """
     key = tuple_(Completion.prompt_number, Completion.teacher, Completion.sample_index)
     query = (
@@ -133,21 +134,34 @@ def page(
     if wanted.truncated is not None:
         query = query.where(Completion.reasoning_truncated.is_(wanted.truncated))
     found: list[Sequence[Any]] = []
-    size = 0
-    streamed = {"stream_results": True, "max_row_buffer": _FETCH}
-    with connection.execute(query, execution_options=streamed) as result:
-        for portion in result.partitions(_FETCH):
-            for row in portion:
-                found.append(row)
-                size += _size(row, bytes_per_token)
-                if size >= max_bytes:
-                    return found
+    size, portion = 0, 8
+    with _plain(connection, query) as cursor:
+        while size < max_bytes and (got := cursor.fetchmany(portion)):
+            found += got
+            size += _size(got, bytes_per_token)
+            portion = min(_FETCH, 2 * portion, 1 + (max_bytes - size) * len(found) // max(size, 1))
     return found
 
 
-def _size(row: Sequence[Any], bytes_per_token: int) -> int:
-    texts = sum(len(row[i]) for i in _TEXTS if row[i] is not None)
-    return texts + ((row[_N_TOKENS] or 0) + (row[_PROMPT_TOKENS] or 0)) * bytes_per_token
+@contextmanager
+def _plain(connection: Connection, query: Select[*tuple[Any, ...]]) -> Iterator[Any]:
+    """The driver's own cursor, streaming: SQLAlchemy's rows would cost as much as the query, and again as garbage."""
+    compiled = query.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
+    values = compiled.construct_params()
+    order = getattr(compiled, "positiontup", None)  # SQLite's parameters have places, PostgreSQL's names
+    named = ("rows",) if connection.dialect.name == "postgresql" else ()  # a cursor of the server streams
+    if not connection.in_transaction():
+        connection.begin()
+    with closing(connection.connection.cursor(*named)) as cursor:
+        cursor.execute(str(compiled), values if order is None else [values[name] for name in order])
+        yield cursor
+
+
+def _size(rows: Sequence[Sequence[Any]], bytes_per_token: int) -> int:
+    columns = list(zip(*rows, strict=True))
+    texts = sum(sum(map(len, filter(None, columns[i]))) for i in _TEXTS)
+    tokens = sum(sum(filter(None, columns[i])) for i in (_N_TOKENS, _PROMPT_TOKENS))
+    return texts + tokens * bytes_per_token
 
 
 def jobs(connection: Connection, job_ids: Sequence[str]) -> list[Row[Any]]:

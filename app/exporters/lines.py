@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from app.exporters import lists
 from app.exporters.base import Counted
 
+_AT_ONCE = 1024
 _OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -64,9 +65,11 @@ class LinesShard(Counted):
         self._convert = convert
 
     def write(self, batch: pa.RecordBatch) -> None:
-        lines = [orjson.dumps(row, option=_OPTIONS) for row in self._convert(batch, self)]
-        self._file.write(b"".join(lines))
-        self.n_rows += len(lines)
+        for start in range(0, batch.num_rows, _AT_ONCE):
+            rows = self._convert(batch.slice(start, _AT_ONCE), self)
+            lines = [orjson.dumps(row, option=_OPTIONS) for row in rows]
+            self._file.write(b"".join(lines))
+            self.n_rows += len(lines)
 
     def close(self) -> None:
         """Nothing is held back."""

@@ -4,17 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import JsonValue
 
 from app.db.export_rows import NAMES
-from app.domain.splits import SPLITS, Split
+from app.domain.splits import SPLITS
 from app.exporters import lists
-from app.exporters.batch import MESSAGE, MESSAGES, TEXT
+from app.exporters.batch import TEXT
 from app.services.export.facts import JobFacts, LaneFacts, StageFacts
+from app.services.export.prompts import Prompts
 
 _AS_THEY_ARE = (
     "reasoning",
@@ -25,6 +24,7 @@ _AS_THEY_ARE = (
     "prompt_license",
     "teacher_license",
 )
+_OF_THE_PROMPT = ("prompt", "reference", "tools_json", "response_schema_json", "metadata_json")
 _NUMBERS = (
     "prompt_number",
     "sample_index",
@@ -41,75 +41,45 @@ _HASHES = {
     "response_sha256": "response_hash",
     "content_sha256": "content_hash",
 }
-_HEX = np.frombuffer(b"".join(b"%02x" % i for i in range(256)), np.uint8).reshape(256, 2)
+_HEX = np.frombuffer(b"".join(b"%02x" % i for i in range(256)), np.uint16)  # a byte's two digits, as they lie
 
 
-def parsed(rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """The prompt of each row; siblings stand next to each other and share theirs."""
-    body, number = NAMES.index("body"), NAMES.index("prompt_number")
-    found: list[dict[str, Any]] = []
-    last: int | None = None
-    for row in rows:
-        if row[number] == last:
-            found.append(found[-1])
-        else:
-            last = row[number]
-            found.append(orjson.loads(row[body]))
-    return found
-
-
-def splits_of(bodies: Sequence[dict[str, Any]], split: Split) -> list[int]:
-    """Position in `SPLITS` of each row."""
-    if split.trivial:
-        return [0] * len(bodies)
-    found: list[int] = []
-    last: dict[str, Any] | None = None
-    for body in bodies:
-        found.append(found[-1] if body is last else split.of(body["messages"]))
-        last = body
-    return found
-
-
-def text_batch(
-    rows: Sequence[Sequence[Any]],
-    bodies: Sequence[dict[str, Any]],
-    splits: Sequence[int],
-    job: JobFacts,
-    stage: StageFacts,
-) -> pa.RecordBatch:
+def text_batch(prompts: Prompts, job: JobFacts, stage: StageFacts) -> pa.RecordBatch:
     """The columns of `TEXT` of these rows, which are of one job and stage."""
-    given: dict[str, Sequence[Any]] = dict(zip(NAMES, zip(*rows, strict=True), strict=True))
-    n = len(rows)
+    given: dict[str, Sequence[Any]] = dict(zip(NAMES, zip(*prompts.rows, strict=True), strict=True))
+    n = len(prompts.rows)
     made: dict[str, pa.Array] = {
+        name: pa.array(given[name], TEXT.field(name).type) for name in (*_AS_THEY_ARE, *_NUMBERS)
+    }
+    made |= {
         "job": _repeated(job.id, n),
         "stage": pa.array(np.full(n, stage.position, np.int16)),
         "prompt_set": _repeated(job.prompt_set, n),
-        "answer": pa.array([answer or "" for answer in given["answer"]], pa.string()),
+        "answer": pa.array(given["answer"], pa.string()).fill_null(""),
         "prompt_source": pa.array(given["source"], pa.string()),
         "prompt_license_assumed": _booleans(given["license_assumed"]),
         "reasoning_truncated": _booleans(given["reasoning_truncated"]),
         "tool_calls_json": pa.array(given["tool_calls"], pa.string()),
-        "sampling_json": pa.array([own or stage.sampling_json for own in given["sampling"]], pa.string()),
+        "sampling_json": pa.array(given["sampling"], pa.string()).fill_null(stage.sampling_json),
         "generated_at": pa.array((np.array(given["created_at"]) * 1000).astype("datetime64[ms]")),
-        "messages": _messages(bodies, given),
-        "prompt": pa.array([text_of(body["messages"][-1].get("content")) for body in bodies], pa.string()),
-        "reference": pa.array([text_of(body.get("reference")) for body in bodies], pa.string()),
-        "split": pa.array(SPLITS).take(pa.array(np.array(splits, np.int8))),
         "lane": pa.array(given["teacher"], pa.int16()),
         "parent_ids": _parents(given["parent_id"]),
+        "split": prompts.expanded(pa.array(SPLITS).take(pa.array(np.array(prompts.split, np.int8)))),
     }
-    made |= {name: pa.array(given[name], TEXT.field(name).type) for name in (*_AS_THEY_ARE, *_NUMBERS)}
+    for name in _OF_THE_PROMPT:
+        made[name] = prompts.expanded(pa.array(getattr(prompts, name), pa.string()))
+    made["messages"] = prompts.messages(
+        {
+            "content": made["answer"],
+            "reasoning_content": made["reasoning"],
+            "tool_calls_json": made["tool_calls_json"],
+        }
+    )
     made |= {name: _hex(given[source]) for name, source in _HASHES.items()}
-    made |= {f"{key}_json": _json_column(bodies, key) for key in ("tools", "response_schema", "metadata")}
     made |= _of_the_lane(job.lanes, np.array(given["teacher"]))
     made["row_id"] = _row_ids(made)
     arrays = [made[name].cast(kind) for name, kind in zip(TEXT.names, TEXT.types, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=TEXT)
-
-
-def text_of(value: JsonValue) -> str | None:
-    """A string as it is; anything else as JSON text."""
-    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def text_sizes(batch: pa.RecordBatch, rows: Sequence[Sequence[Any]]) -> NDArray[np.int64]:
@@ -143,11 +113,11 @@ def _parents(parents: Sequence[str | None]) -> pa.Array:
 
 def _hex(values: Sequence[bytes | None]) -> pa.Array:
     """32-byte digests as hexadecimal text."""
-    missing = np.array([value is None for value in values], np.bool_)
-    raw = np.frombuffer(b"".join(value or bytes(32) for value in values), np.uint8)
+    there = pa.array(values, pa.binary(32))
+    raw = np.frombuffer(there.fill_null(bytes(32)).buffers()[1], np.uint8)
     offsets = np.arange(len(values) + 1, dtype=np.int32) * 64
-    text = pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(_HEX[raw].tobytes()))
-    return pc.if_else(pa.array(missing), None, text) if missing.any() else text
+    text = pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(_HEX[raw]))
+    return pc.if_else(there.is_valid(), text, None) if there.null_count else text
 
 
 def _of_the_lane(lanes: Sequence[LaneFacts], teacher: NDArray[Any]) -> dict[str, pa.Array]:
@@ -170,38 +140,3 @@ def _of_the_lane(lanes: Sequence[LaneFacts], teacher: NDArray[Any]) -> dict[str,
         name: pa.array([getattr(lane, field) for lane in lanes], TEXT.field(name).type).take(at)
         for name, field in sources.items()
     }
-
-
-def _json_column(bodies: Sequence[dict[str, Any]], key: str) -> pa.Array:
-    return pa.array([_json(body[key]) if body.get(key) else None for body in bodies], pa.string())
-
-
-def _json(value: JsonValue) -> str:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
-
-
-def _messages(bodies: Sequence[dict[str, Any]], given: dict[str, Sequence[Any]]) -> pa.Array:
-    """The turns of each prompt, and the answer after them."""
-    columns: dict[str, list[str | None]] = {MESSAGE.field(i).name: [] for i in range(MESSAGE.num_fields)}
-    role, content, reasoning, name, calls, call_id = (column.append for column in columns.values())
-    counts = np.fromiter((len(body["messages"]) + 1 for body in bodies), np.int64, len(bodies))
-    for body, answer, trace, tool_calls in zip(
-        bodies, given["answer"], given["reasoning"], given["tool_calls"], strict=True
-    ):
-        for turn in body["messages"]:
-            role(turn["role"])
-            content(text_of(turn.get("content")))
-            reasoning(turn.get("reasoning_content"))
-            name(turn.get("name"))
-            calls(_json(turn["tool_calls"]) if turn.get("tool_calls") else None)
-            call_id(turn.get("tool_call_id"))
-        role("assistant")
-        content(answer or "")
-        reasoning(trace)
-        name(None)
-        calls(tool_calls)
-        call_id(None)
-    turns = pa.StructArray.from_arrays(
-        [pa.array(column, pa.string()) for column in columns.values()], names=list(columns)
-    )
-    return lists.list_column(turns, counts, MESSAGES)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from app.db.export_rows import NAMES, Wanted
 from app.db.session import reading
 from app.domain.splits import SPLITS, Split
 from app.exporters import batch as columns
-from app.services.export.columns import parsed, splits_of, text_batch, text_sizes
+from app.services.export.columns import text_batch, text_sizes
 from app.services.export.facts import JobFacts, StageFacts
+from app.services.export.prompts import prompts_of
 from app.services.export.spec import Selection
 from app.services.export.tokens import Tokens, token_sizes
 from app.storage.places import Storage
@@ -113,26 +115,14 @@ class Source:
         tokens: Tokens,
     ) -> Page:
         seen = len(found)
-        bodies = parsed(found)
-        if self.selection.metadata:
-            kept = [i for i, body in enumerate(bodies) if _passes(self.selection, body)]
-            found, bodies = [found[i] for i in kept], [bodies[i] for i in kept]
-        splits = splits_of(bodies, self.split)
-        if done:
-            kept = [
-                i
-                for i, (row, split) in enumerate(zip(found, splits, strict=True))
-                if (job.id, stage.position, row[_PROMPT], row[_TEACHER], row[_SAMPLE])
-                > done.get(SPLITS[split], START)
-            ]
-            found, bodies = [found[i] for i in kept], [bodies[i] for i in kept]
-            splits = [splits[i] for i in kept]
-        if not found:
+        keep = partial(_behind, done, (job.id, stage.position)) if done else None
+        prompts = prompts_of(found, self.split, self.selection.metadata, keep)
+        if not prompts.rows:
             return Page(columns.empty(self.with_tokens), np.zeros(0, np.int64), seen)
-        batch = text_batch(found, bodies, splits, job, stage)
-        sizes = text_sizes(batch, found)
+        batch = text_batch(prompts, job, stage)
+        sizes = text_sizes(batch, prompts.rows)
         if self.with_tokens:
-            arrays = tokens.columns(connection, found)
+            arrays = tokens.columns(connection, prompts.rows)
             sizes = sizes + token_sizes(arrays)
             batch = pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=columns.schema(True))
         return Page(batch, sizes, seen)
@@ -150,9 +140,9 @@ class Source:
         )
 
 
-def _passes(selection: Selection, body: dict[str, Any]) -> bool:
-    metadata = body.get("metadata", {})
-    return all(one.holds(metadata) for one in selection.metadata)
+def _behind(done: Mapping[str, Place], stage: tuple[str, int], row: Sequence[Any], split: int) -> bool:
+    """Whether no finished file of its split has the row."""
+    return (*stage, row[_PROMPT], row[_TEACHER], row[_SAMPLE]) > done.get(SPLITS[split], START)
 
 
 @contextmanager

@@ -1,0 +1,130 @@
+"""The prompts behind a page of rows: parsed once for all siblings, filtered, and laid out as flat columns.
+
+No parsed body outlives its turn in the loop: thousands of live dictionaries keep the garbage collector busier than all
+the rest of an export.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from app.db.export_rows import NAMES
+from app.domain.metadata_filter import MetadataFilter
+from app.domain.splits import Split
+from app.exporters import lists
+from app.exporters.batch import MESSAGE, MESSAGES
+
+_NUMBER, _BODY = NAMES.index("prompt_number"), NAMES.index("body")
+_RARE = ("reasoning_content", "name", "tool_calls_json", "tool_call_id")
+
+Keep = Callable[[Sequence[Any], int], bool]
+
+
+def text_of(value: JsonValue) -> str | None:
+    """A string as it is; anything else as JSON text."""
+    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def json_of(value: JsonValue) -> str | None:
+    """JSON text with its keys in order; None for nothing."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode() if value else None
+
+
+@dataclass(slots=True)
+class Prompts:
+    """`rows`: those that passed; `of_row`: which prompt each is of. The other lists have an item for each prompt."""
+
+    rows: list[Sequence[Any]] = field(default_factory=list)
+    of_row: list[int] = field(default_factory=list)
+    split: list[int] = field(default_factory=list)  # positions in SPLITS
+    prompt: list[str | None] = field(default_factory=list)
+    reference: list[str | None] = field(default_factory=list)
+    tools_json: list[str | None] = field(default_factory=list)
+    response_schema_json: list[str | None] = field(default_factory=list)
+    metadata_json: list[str | None] = field(default_factory=list)
+    _turns: list[int] = field(default_factory=list)  # how many the prompt has
+    _role: list[str] = field(default_factory=list)
+    _content: list[str | None] = field(default_factory=list)
+    _rare: dict[int, dict[str, Any]] = field(default_factory=dict)  # flat position → the turn's other fields
+
+    def add(self, body: dict[str, Any], split: int) -> None:
+        for turn in body["messages"]:
+            if len(turn) > 2 or "content" not in turn:
+                self._rare[len(self._role)] = {**turn, "tool_calls_json": json_of(turn.get("tool_calls"))}
+            self._role.append(turn["role"])
+            self._content.append(text_of(turn.get("content")))
+        self._turns.append(len(body["messages"]))
+        self.split.append(split)
+        self.prompt.append(self._content[-1])
+        self.reference.append(text_of(body.get("reference")))
+        self.tools_json.append(json_of(body.get("tools")))
+        self.response_schema_json.append(json_of(body.get("response_schema")))
+        self.metadata_json.append(json_of(body.get("metadata")))
+
+    def expanded(self, values: pa.Array) -> pa.Array:
+        """Values of the prompts as values of the rows."""
+        return (
+            values if len(self.of_row) == len(self._turns) else values.take(pa.array(self.of_row, pa.int32()))
+        )
+
+    def messages(self, answers: dict[str, pa.Array]) -> pa.Array:
+        """The turns of each row's prompt and its answer: `answers` has `content` and the like, an item for each row."""
+        n = len(self.rows)
+        role = pa.concat_arrays([pa.array(self._role, pa.string()), pa.array(["assistant"]).take(_zeros(n))])
+        columns = {"role": role, "content": self._joined(self._content, answers["content"])}
+        for name in _RARE:
+            asked: list[str | None] | pa.Array = pa.nulls(len(self._role), pa.string())
+            if self._rare:
+                asked = [None] * len(self._role)
+                for place, turn in self._rare.items():
+                    asked[place] = turn.get(name)
+            columns[name] = self._joined(asked, answers.get(name, pa.nulls(n, pa.string())))
+        at = np.array(self.of_row, np.int64)
+        turns = np.array(self._turns, np.int64)
+        counts, starts = turns[at], lists.offsets_of(turns)[:-1][at]
+        ones = np.ones(n, np.int64)
+        order = pa.array(
+            lists.joined(lists.positions(starts, counts), counts, len(self._role) + np.arange(n), ones)
+        )
+        fields = [columns[MESSAGE.field(i).name].take(order) for i in range(MESSAGE.num_fields)]
+        return lists.list_column(
+            pa.StructArray.from_arrays(fields, fields=list(MESSAGE)), counts + ones, MESSAGES
+        )
+
+    @staticmethod
+    def _joined(asked: list[str | None] | pa.Array, answers: pa.Array) -> pa.Array:
+        return pa.concat_arrays([pa.array(asked, pa.string()), answers])
+
+
+def _zeros(n: int) -> pa.Array:
+    zeros: NDArray[np.int32] = np.zeros(n, np.int32)
+    return pa.array(zeros)
+
+
+def prompts_of(
+    rows: Sequence[Sequence[Any]], split: Split, conditions: Sequence[MetadataFilter], keep: Keep | None
+) -> Prompts:
+    """The rows whose prompts pass the conditions and which `keep` (given the row and its split's position) wants."""
+    made = Prompts()
+    last, passes, at, code = -1, False, -1, 0
+    body: dict[str, Any] = {}
+    for row in rows:
+        if row[_NUMBER] != last:
+            last, at = row[_NUMBER], -1
+            body = orjson.loads(row[_BODY])
+            passes = not conditions or all(one.holds(body.get("metadata", {})) for one in conditions)
+            code = split.of(body["messages"]) if passes else 0
+        if not passes or (keep is not None and not keep(row, code)):
+            continue
+        if at < 0:
+            at = len(made.split)
+            made.add(body, code)
+        made.rows.append(row)
+        made.of_row.append(at)
+    return made
