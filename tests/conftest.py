@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 from app.db.migrate import upgrade
 from app.db.session import connect
 from tests.fixtures import processes
+from tests.fixtures.buckets import BucketServer
 from tests.fixtures.postgres import PostgresServer
 from tests.fixtures.valkey import ValkeyServer
 
@@ -137,6 +138,20 @@ def broker_url(valkey_server: ValkeyServer) -> str:
     """The URL of an empty Valkey."""
     valkey_server.flush()
     return valkey_server.url
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[BucketServer]:
+    """An S3 API that all tests of this process share."""
+    with BucketServer() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket_url(bucket_server: BucketServer) -> Iterator[str]:
+    """The URL of an empty place in a bucket; the environment says how it is reached."""
+    with bucket_server.in_environment():
+        yield bucket_server.new_bucket()
 
 
 @pytest.fixture

@@ -89,6 +89,15 @@ def open_storage(url: str) -> Storage:
         return LocalFolder(Path(url))
     if scheme == "file":
         return LocalFolder(Path(rest))
+    if scheme == "s3" and rest.strip("/"):
+        try:
+            from app.storage.buckets import Bucket
+        except ModuleNotFoundError as error:
+            raise StorageError(
+                f"storage at {url!r} needs the extra `s3`: pip install 'retort[s3]' ({error.name} is missing)"
+            ) from error
+        bucket, _, prefix = rest.partition("/")
+        return Bucket(bucket, prefix.strip("/"))
     raise StorageError(f"storage cannot be at {url!r}: give a folder, file:///path or s3://bucket/prefix")
 
 

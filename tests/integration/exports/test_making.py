@@ -31,22 +31,25 @@ def job(engine: Engine, storage: Storage) -> Rows:
     return JOB
 
 
-def test_the_same_rows_give_the_same_bytes_on_every_database(
-    sqlite_url: str, postgres_url: str, tmp_path: Path
+def test_the_same_rows_give_the_same_bytes_on_every_database_and_storage(
+    sqlite_url: str, postgres_url: str, bucket_url: str, tmp_path: Path
 ) -> None:
-    found = []
-    for url in (sqlite_url, postgres_url):
-        database = connect(url)
-        storage = open_storage(str(tmp_path / url.partition(":")[0]))
+    found: dict[str, list[dict[str, str]]] = {"parquet": [], "jsonl": []}
+    for database_url, place in ((sqlite_url, bucket_url), (postgres_url, str(tmp_path / "storage"))):
+        database = connect(database_url)
+        storage = open_storage(place)
         add_job(database, JOB)
         complete(database, storage, JOB)
         set_times(database)
-        found += [digests(made(database, storage, format=name, **SMALL)) for name in ("parquet", "jsonl")]
-        found += [digests(made(database, storage, format=name, **SMALL)) for name in ("parquet", "jsonl")]
+        for name in ("parquet", "jsonl") * 2:
+            view = made(database, storage, format=name, **SMALL)
+            for file in view.files:
+                content(database, storage, view, file.name)
+            found[name].append(digests(view))
         database.dispose()
-    assert len(found[0]) > 10
-    assert found[0] == found[2] == found[4] == found[6]
-    assert found[1] == found[3] == found[5] == found[7]
+    for first, *others in found.values():
+        assert len(first) > 10
+        assert others == [first] * 3
 
 
 def test_splits_keep_siblings_together_and_names_tell_them(
