@@ -195,3 +195,13 @@ def test_processes_that_upgrade_at_once_wait_for_each_other(
     ended = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], ended
     assert sum("The first project's key" in text for text in ended) == 1, ended
+
+
+def test_every_step_can_be_taken_back(empty_database_url: str) -> None:
+    engine = database(empty_database_url, "head")
+    whole = described(engine)
+    command.downgrade(config(empty_database_url), "base")
+    assert described(engine) == {}
+    upgrade(empty_database_url)
+    assert described(engine) == whole
+    engine.dispose()
