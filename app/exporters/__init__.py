@@ -12,6 +12,16 @@ from app.exporters.base import Binding, DataFile, Exporter, Format, FormatOption
 _MODULES: Final = {
     "jsonl": "app.exporters.jsonl",
     "parquet": "app.exporters.native",
+    "trl-sft": "app.exporters.trl_sft",
+    "trl-rollouts": "app.exporters.trl_rollouts",
+    "axolotl-kd": "app.exporters.axolotl_kd",
+    "distillkit": "app.exporters.distillkit",
+    "tinker": "app.exporters.tinker",
+    "slime": "app.exporters.slime",
+    "llama-factory": "app.exporters.llama_factory",
+    "ms-swift": "app.exporters.ms_swift",
+    "verl": "app.exporters.verl",
+    "openai-chat": "app.exporters.openai_chat",
 }
 
 

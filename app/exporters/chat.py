@@ -10,6 +10,7 @@ from app.domain.reasoning import CLOSE, OPEN
 from app.exporters import lists
 
 Reasoning = Literal["field", "think", "drop"]
+InText = Literal["think", "drop"]
 
 
 def chat(batch: pa.RecordBatch, reasoning: Reasoning) -> pa.Array:

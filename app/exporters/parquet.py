@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.exporters.base import Counted
+from app.exporters.sequences import cut
 
 
 class ParquetShard(Counted):
@@ -32,6 +33,24 @@ class ParquetShard(Counted):
 
     def close(self) -> None:
         self._writer.close()
+
+
+class SlicedShard(ParquetShard):
+    """For formats that lay candidates out for every token: a batch is converted slice by slice, each a row group."""
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        schema: pa.Schema,
+        convert: Callable[[pa.RecordBatch, Counted], pa.Table],
+        k: int,
+    ) -> None:
+        super().__init__(file, schema, convert)
+        self._k = k
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        for part in cut(batch, self._k):
+            super().write(part)
 
 
 def parquet_options(schema: pa.Schema, repeated: Collection[str], level: int) -> dict[str, Any]:
