@@ -135,9 +135,9 @@ def renormalised(logprobs: Float32) -> Float32:
     """log-probabilities of [T, k] made to sum to 1 over the candidates that are there; −inf stays. float32."""
     peak = logprobs.max(axis=1, keepdims=True, initial=-np.inf)
     peak = np.where(np.isfinite(peak), peak, 0.0)
-    with np.errstate(divide="ignore"):
-        total = np.log(np.exp(logprobs.astype(np.float64) - peak).sum(axis=1, keepdims=True)) + peak
-    made: Float32 = np.where(np.isfinite(total), logprobs - total, logprobs).astype(np.float32)
+    mass = np.exp(logprobs.astype(np.float64) - peak).sum(axis=1, keepdims=True)
+    total = np.log(np.where(mass > 0, mass, 1.0)) + peak  # a row without any candidate stays as it is
+    made: Float32 = (logprobs - total).astype(np.float32)
     return made
 
 
