@@ -78,17 +78,17 @@ class Sequences:
         return made
 
 
-def cut(batch: pa.RecordBatch, k: int) -> Iterator[pa.RecordBatch]:
+def cut(batch: pa.RecordBatch, k: int, cells: int = _CELLS) -> Iterator[pa.RecordBatch]:
     """Slices of a batch whose laid-out candidates stay in the tens of MiB; at least one row each."""
     if batch.num_rows == 0:
         yield batch
         return
-    cells = (lists.lengths(batch.column("prompt_ids")) + lists.lengths(batch.column("token_ids"))) * max(1, k)
-    ends = np.cumsum(cells)
+    taken = (lists.lengths(batch.column("prompt_ids")) + lists.lengths(batch.column("token_ids"))) * max(1, k)
+    ends = np.cumsum(taken)
     start = 0
     while start < batch.num_rows:
         before = int(ends[start - 1]) if start else 0
-        end = max(start + 1, int(np.searchsorted(ends, before + _CELLS, side="right")))
+        end = max(start + 1, int(np.searchsorted(ends, before + cells, side="right")))
         yield batch.slice(start, end - start)
         start = end
 

@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from app.errors import InvalidInput
 from app.exporters import Unfit, exporter
+from app.exporters.sequences import cut
 
 from .batches import BINDING, Row, V, json_rows, opened, parquet_rows, row, written
 
@@ -199,14 +201,13 @@ def test_all_that_is_stored_is_the_default() -> None:
     assert {len(place) for got in parquet_rows(content) for place in got["weights"]} == {BINDING.top_logprobs}
 
 
-def test_a_large_batch_becomes_row_groups_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_batch_is_cut_where_its_candidates_would_take_much_memory() -> None:
     rng = np.random.default_rng(7)
-    rows: list[Row | None] = [row(rng, 10, 10) for _ in range(8)]
-    whole, _ = written(opened("axolotl-kd"), rows)
-    monkeypatch.setattr("app.exporters.sequences._CELLS", 300)
-    pieces, _ = written(opened("axolotl-kd"), rows)
-    assert parquet_rows(whole) == parquet_rows(pieces)
-    assert len(pieces) > len(whole)
+    whole = batch([row(rng, 10, 10) for _ in range(8)])
+    pieces = list(cut(whole, 6, cells=300))
+    assert [piece.num_rows for piece in pieces] == [2, 2, 2, 2]
+    assert pa.Table.from_batches(pieces).equals(pa.Table.from_batches([whole]))
+    assert [piece.num_rows for piece in cut(whole, 6, cells=1)] == [1] * 8
 
 
 @pytest.mark.parametrize("name", SIGNAL)
