@@ -15,7 +15,7 @@ from app.errors import InvalidInput
 from app.exporters import Unfit, exporter
 from app.exporters.sequences import cut
 
-from .batches import BINDING, Row, V, json_rows, opened, parquet_rows, row, written
+from .batches import BINDING, Row, V, batch, json_rows, opened, parquet_rows, row, written
 
 K = 4
 SIGNAL = ("axolotl-kd", "distillkit", "tinker", "trl-rollouts", "slime")
