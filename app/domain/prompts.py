@@ -11,6 +11,7 @@ from app.domain.licences import normalise_license
 from app.domain.sampling import SamplingOverrides
 from app.errors import InvalidRow
 
+_JSON_TYPES = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list"}
 NOASSERTION = "NOASSERTION"
 MAX_ROW_BYTES = 4 * 1024 * 1024
 
@@ -148,7 +149,7 @@ def parse_value(value: object) -> Prompt:
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):
-        raise InvalidRow(f"a row is a JSON object or a string, not {type(value).__name__}")
+        raise InvalidRow(f"a row is a JSON object or a string, not {_JSON_TYPES[type(value)]}")
     try:
         return _PROMPT.validate_python(value)
     except ValidationError as error:
