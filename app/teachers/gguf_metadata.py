@@ -37,13 +37,18 @@ def read_metadata(path: Path) -> GgufMetadata:
     try:
         with path.open("rb") as file:
             values = _read_all(file)
-    except (OSError, struct.error, UnicodeDecodeError) as error:
-        raise StorageError(f"{path} cannot be read as a GGUF file: {error}") from error
+    except (OSError, struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
+        raise StorageError(f"{path} cannot be read as a GGUF file: {error!r}") from error
     tokens, merges, types = (
         values.get(f"tokenizer.ggml.{n}", []) for n in ("tokens", "merges", "token_type")
     )
     template, eos = values.get("tokenizer.chat_template"), values.get("tokenizer.ggml.eos_token_id")
-    if not isinstance(tokens, list) or not isinstance(template, str) or not isinstance(eos, int):
+    if (
+        not isinstance(tokens, list)
+        or not tokens
+        or not isinstance(template, str)
+        or not isinstance(eos, int)
+    ):
         raise StorageError(f"{path} carries no vocabulary, no chat template or no end token")
     digest = hashlib.sha256()
     for part in (tokens, merges, types):
