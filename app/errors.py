@@ -3,6 +3,7 @@
 RetortError
 ├── InvalidInput            the caller's data is wrong; says what, where and how to mend it
 │   ├── InvalidLicense      not an SPDX expression
+│   ├── InvalidSignature    an export is not what was signed, or not by this key
 │   ├── InvalidRow          one line of a prompt set does not parse
 │   └── InvalidCursor       a page cursor that this service did not make
 ├── NotFound                no such thing in this project
@@ -47,6 +48,10 @@ class InvalidInput(RetortError):
 
 class InvalidLicense(InvalidInput):
     kind = "invalid-license"
+
+
+class InvalidSignature(InvalidInput):
+    kind = "invalid-signature"
 
 
 class InvalidRow(InvalidInput):

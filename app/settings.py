@@ -218,6 +218,10 @@ class Settings(BaseSettings):
     addresses: AddressSettings = AddressSettings()
     retention: RetentionSettings = RetentionSettings()
     policy: PolicyRules = PolicyRules()
+    signing_key_file: Path | None = Field(
+        None,
+        description="Signs manifests of exports; default: `signing.key` in the data folder, where it is.",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -244,6 +248,19 @@ class Settings(BaseSettings):
     def loopback_allowed(self) -> bool:
         allowed = self.addresses.allow_loopback
         return self.profile == "embedded" if allowed is None else allowed
+
+    @property
+    def signing_key_path(self) -> Path:
+        return self.signing_key_file or self.data_dir / "signing.key"
+
+    def signing_key(self) -> bytes | None:
+        """The key that signs manifests, PEM. None where no file was named and none is in the data folder."""
+        try:
+            return self.signing_key_path.read_bytes()
+        except FileNotFoundError:
+            if self.signing_key_file is not None:
+                raise
+            return None
 
     @property
     def key_file(self) -> Path:

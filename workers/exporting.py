@@ -20,6 +20,8 @@ class ExportRunner:
         self._worker_id = worker_id
         self._lease = settings.engine.lease_seconds
         self._poll = settings.engine.poll_seconds
+        self._rules = settings.policy
+        self._signing_key = settings.signing_key()
         self._wake = threading.Event()
         self._stopped = threading.Event()
 
@@ -36,7 +38,13 @@ class ExportRunner:
             worked = False
             try:
                 worked = export.run_next(
-                    self._database, self._storage, self._worker_id, self._lease, self._stopped.is_set
+                    self._database,
+                    self._storage,
+                    self._worker_id,
+                    self._lease,
+                    self._stopped.is_set,
+                    rules=self._rules,
+                    signing_key=self._signing_key,
                 )
             except DBAPIError as error:
                 log.warning("exports wait for the database: %s", error.orig)

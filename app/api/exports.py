@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Path, Response
+from fastapi import APIRouter, Body, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import Reader, Reading, ResourcesDep, Writer, Writing, after_commit, note
-from app.api.once import WriterOnce
+from app.api.once import WriterOnce, json_answer
 from app.api.paging import Cursor, Limit, Page, page_of, text_place
 from app.db.audit import Event
 from app.errors import StorageError
 from app.services import export as exports
-from app.services.export import ExportSpec, ExportView, FormatView
+from app.services.export import ExportForecast, ExportSpec, ExportView, FormatView
 from app.storage.places import Storage
 
 router = APIRouter(prefix="/v1", tags=["exports"])
@@ -58,14 +58,28 @@ def list_formats(who: Reader) -> Page[FormatView]:
     return Page(items=exports.formats(), next_cursor=None)
 
 
-@router.post("/exports", status_code=201, response_model=ExportView, summary="Make an export")
+@router.post(
+    "/exports",
+    status_code=201,
+    response_model=ExportView,
+    responses={200: {"model": ExportForecast, "description": "With `dry_run`: what the export would be"}},
+    summary="Make an export",
+)
 def create_export(
-    once: WriterOnce, given: ResourcesDep, body: Annotated[ExportSpec, Body(openapi_examples=_EXAMPLES)]
+    once: WriterOnce,
+    given: ResourcesDep,
+    body: Annotated[ExportSpec, Body(openapi_examples=_EXAMPLES)],
+    dry_run: Annotated[bool, Query(description="Check and judge only; nothing is stored.")] = False,
 ) -> Response:
     """A worker writes the selected completions to files, whole or not at all. Poll it until it is `completed`.
 
     An export is a snapshot: the rows that are recorded by now are in it, whatever the job adds meanwhile. The same
     selection gives the same bytes again; what varies is in `manifest.json` alone.
+
+    Its use is judged anew, since terms, overrides or the use may have changed. A refusal (403, `policy-refusal`) quotes
+    the clause, names the teachers and rows at fault, and offers the rest: with `on_refusal: "drop"` those rows are left
+    out, and `left_out` and the manifest name and count them. What a student owes is in `STUDENT_NOTICE.md` and
+    `student_notice.json` beside the data.
 
     ```sh
     curl -s http://127.0.0.1:8321/v1/exports -H "Authorization: Bearer $RETORT_API_KEY" \\
@@ -73,10 +87,13 @@ def create_export(
     ```
     """
     who = once.caller
+    if dry_run:
+        found = exports.forecast(once.session, who.project_id, who.key_id, body, given.policy_rules)
+        return json_answer(200, found.model_dump_json().encode())
     after_commit(once.session, partial(given.wake, None))
     return once.answer(
         201,
-        lambda: exports.create(once.session, who.project_id, who.key_id, body),
+        lambda: exports.create(once.session, who.project_id, who.key_id, body, given.policy_rules),
         audit=lambda made: Event(
             "export.create",
             made.id,
@@ -84,6 +101,8 @@ def create_export(
                 "jobs": list(body.selection.jobs),
                 "format": made.format,
                 "intended_use": made.intended_use.model_dump(),
+                "on_refusal": made.on_refusal,
+                "decision": None if made.policy is None else made.policy.decision,
             },
         ),
     )

@@ -25,6 +25,7 @@ STATUS: Mapping[type[errors.RetortError], int] = {
     errors.RetortError: 500,
     errors.InvalidInput: 422,
     errors.InvalidLicense: 422,
+    errors.InvalidSignature: 422,
     errors.InvalidRow: 422,
     errors.InvalidCursor: 400,
     errors.NotFound: 404,
@@ -51,6 +52,7 @@ STATUS: Mapping[type[errors.RetortError], int] = {
 _TITLES = {
     "invalid-input": "The request is not valid",
     "invalid-license": "Not an SPDX licence expression",
+    "invalid-signature": "Not what was signed",
     "invalid-row": "A row does not parse",
     "invalid-cursor": "Not a page cursor of this list",
     "not-found": "Not found",

@@ -16,7 +16,9 @@ from app.domain.lifecycle import CompletionStatus
 STRIPES = 8
 
 COLUMNS = tuple(
-    column.name for column in Completion.__table__.columns if column.name not in ("parent_id", "created_at")
+    column.name
+    for column in Completion.__table__.columns
+    if column.name not in ("parent_id", "removed_by", "created_at")
 )
 _KEY = ("job_id", "stage", "prompt_number", "teacher", "sample_index")
 

@@ -7,7 +7,19 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, select, tuple_
 
-from app.db.models import Completion, Counter, Job, Lane, Part, PromptRow, PromptSet, Segment, Shard, Stage
+from app.db.models import (
+    Completion,
+    Counter,
+    Job,
+    Lane,
+    Part,
+    PromptRow,
+    PromptSet,
+    Segment,
+    Shard,
+    Stage,
+    Teacher,
+)
 from app.db.session import db_now
 from app.domain.lifecycle import CompletionStatus, ShardStatus
 
@@ -171,7 +183,10 @@ def jobs(connection: Connection, job_ids: Sequence[str]) -> list[Row[Any]]:
 def lanes(connection: Connection, job_ids: Sequence[str]) -> list[Row[Any]]:
     return list(
         connection.execute(
-            select(Lane.__table__).where(Lane.job_id.in_(job_ids)).order_by(Lane.job_id, Lane.teacher)
+            select(Lane.__table__, Teacher.base_url)
+            .join(Teacher, Teacher.id == Lane.teacher_id)
+            .where(Lane.job_id.in_(job_ids))
+            .order_by(Lane.job_id, Lane.teacher)
         )
     )
 

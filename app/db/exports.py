@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.db.models import Export, ExportFile
+from app.db.export_models import Export, ExportFile, ExportMember
 from app.db.session import db_now
 from app.domain.lifecycle import ExportStatus
 
@@ -87,7 +87,13 @@ def end(session: Session, export_id: str, status: ExportStatus, only_active: boo
     if not done.rowcount:  # type: ignore[attr-defined]
         return False
     session.execute(delete(ExportFile).where(ExportFile.export_id == export_id))
+    if session.execute(select(Export.id).where(Export.id == export_id, Export.manifest.is_(None))).first():
+        forget_members(session.connection(), export_id)  # it was never whole: nothing was trained on it
     return True
+
+
+def forget_members(connection: Connection, export_id: str) -> None:
+    connection.execute(delete(ExportMember).where(ExportMember.export_id == export_id))
 
 
 # -- the worker's side -----------------------------------------------------------------------------------------
@@ -162,11 +168,16 @@ def beat(connection: Connection, claim: ExportClaim, progress: Progress, lease_s
     )
 
 
-def add_file(connection: Connection, claim: ExportClaim, file: FinishedFile) -> bool:
-    """Keep a finished data file: no attempt writes it again. False: the export is not ours any more."""
+def add_file(
+    connection: Connection, claim: ExportClaim, file: FinishedFile, members: Sequence[dict[str, Any]]
+) -> bool:
+    """Keep a finished data file, and what is in it: no attempt writes it again. False: the export is not ours."""
     if not connection.execute(update(Export).where(*_ours(claim)).values(attempts=0, error=None)).rowcount:
         return False
     connection.execute(insert(ExportFile), [file.row(claim.export_id)])
+    if members:
+        of_file = {"export_id": claim.export_id, "file": file.name}
+        connection.execute(insert(ExportMember), [{**of_file, **one} for one in members])
     return True
 
 
@@ -197,6 +208,7 @@ def complete(
     path: str,
     manifest: dict[str, Any],
     written: Sequence[FinishedFile],
+    decision_id: str,
 ) -> bool:
     """All files of the export, which lie under `path`, in one transaction. False: it is not ours any more."""
     done = connection.execute(
@@ -206,6 +218,7 @@ def complete(
             status=ExportStatus.COMPLETED,
             path=path,
             manifest=manifest,
+            policy_decision_id=decision_id,
             n_rows=manifest["n_rows"],
             n_bytes=sum(file.n_bytes for file in written),
             ended_at=db_now(),

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, func, select
 
+from app.db.export_models import Export
 from app.db.jobs import COUNTED, Counts
-from app.db.models import Counter, Export, Job, Lane, Worker
+from app.db.models import Counter, Job, Lane, Worker
 from app.db.session import db_now, reading
 from app.domain.lifecycle import ENDED
 

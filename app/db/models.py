@@ -117,6 +117,7 @@ class PromptSet(Base):
     n_prompts: Mapped[int] = mapped_column(default=0)
     n_errors: Mapped[int] = mapped_column(default=0)
     n_license_assumed: Mapped[int] = mapped_column(default=0)
+    n_removed: Mapped[int] = mapped_column(default=0, server_default="0")  # by takedowns
     names_teachers: Mapped[bool] = mapped_column(default=False)  # some prompt asks for a teacher by name
     created_by: Mapped[str]
     created_at: Mapped[float]
@@ -125,6 +126,22 @@ class PromptSet(Base):
 
 class PromptRow(Base):
     __tablename__ = "prompt"
+    __table_args__ = (
+        Index(
+            "ix_prompt_source_key",
+            "source_key",
+            postgresql_where=text("source_key IS NOT NULL"),
+            sqlite_where=text("source_key IS NOT NULL"),
+        ),
+        Index(
+            "ix_prompt_removed_by",
+            "removed_by",
+            "prompt_set_id",
+            "number",
+            postgresql_where=text("removed_by IS NOT NULL"),
+            sqlite_where=text("removed_by IS NOT NULL"),
+        ),
+    )
 
     prompt_set_id: Mapped[str] = mapped_column(ForeignKey("prompt_set.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)  # from 0, in order of arrival
@@ -133,6 +150,8 @@ class PromptRow(Base):
     license: Mapped[str]
     license_assumed: Mapped[bool]
     source: Mapped[str | None]
+    source_key: Mapped[bytes | None]  # the first 16 bytes of its SHA-256, for the index
+    removed_by: Mapped[str | None]  # the takedown that took the text away
     custom_id: Mapped[str | None]
     teacher: Mapped[str | None]
 
@@ -225,6 +244,7 @@ class Lane(Base):
     identity_sha256: Mapped[bytes | None]
     capabilities: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     price: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # as known at submission
+    removed_by: Mapped[str | None]  # the takedown of its teacher: nothing more is made here
     parked_reason: Mapped[str | None] = mapped_column(Text)
     parked_kind: Mapped[str | None]
     parked_until: Mapped[float | None]  # tried again then; None with a reason: waits for a person
@@ -367,6 +387,7 @@ class Completion(Base):
     prompt_license: Mapped[str]
     teacher_license: Mapped[str | None]
     reused_from: Mapped[str | None]
+    removed_by: Mapped[str | None]  # the takedown that took text and tokens away
     error_kind: Mapped[str | None]
     error_detail: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[float]
@@ -383,6 +404,7 @@ class Counter(Base):
     completed: Mapped[int] = mapped_column(default=0)
     failed: Mapped[int] = mapped_column(default=0)
     reused: Mapped[int] = mapped_column(default=0)
+    removed: Mapped[int] = mapped_column(default=0, server_default="0")  # taken down; in no other count
     prompt_tokens: Mapped[int] = mapped_column(default=0)
     completion_tokens: Mapped[int] = mapped_column(default=0)
     calls: Mapped[int] = mapped_column(default=0)
@@ -439,58 +461,3 @@ class Leader(Base):
     duty: Mapped[str] = mapped_column(primary_key=True)
     owner: Mapped[str]
     lease_until: Mapped[float]
-
-
-class Export(Base):
-    __tablename__ = "export"
-    __table_args__ = (
-        Index("ix_export_project_id_id", "project_id", "id"),
-        Index(
-            "ix_export_active",
-            "status",
-            postgresql_where=text("status IN ('ready', 'running', 'parked')"),
-            sqlite_where=text("status IN ('ready', 'running', 'parked')"),
-        ),
-    )
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("project.id"))
-    name: Mapped[str]
-    status: Mapped[str]
-    error: Mapped[str | None] = mapped_column(Text)
-    selection: Mapped[dict[str, Any]]
-    format: Mapped[str]
-    options: Mapped[dict[str, Any]]  # of the format
-    layout: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # split, file_size
-    intended_use: Mapped[dict[str, Any]]
-    watermark: Mapped[float | None]  # rows recorded before it are in the snapshot, no others
-    policy_decision_id: Mapped[str | None]  # the last one: at creation, then by what was really written
-    n_rows: Mapped[int] = mapped_column(default=0)
-    n_rows_expected: Mapped[int] = mapped_column(default=0)  # before metadata and other filters
-    n_seen: Mapped[int] = mapped_column(default=0, server_default="0")  # of n_rows_expected
-    n_bytes: Mapped[int] = mapped_column(default=0, server_default="0")
-    rows_per_second: Mapped[float | None]
-    manifest: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    path: Mapped[str | None]  # folder, relative to the storage URL
-    owner: Mapped[str | None]
-    epoch: Mapped[int] = mapped_column(default=0)
-    lease_until: Mapped[float | None]
-    attempts: Mapped[int] = mapped_column(Integer, default=0)
-    created_by: Mapped[str]
-    created_at: Mapped[float]
-    started_at: Mapped[float | None]
-    ended_at: Mapped[float | None]
-
-
-class ExportFile(Base):
-    __tablename__ = "export_file"
-
-    export_id: Mapped[str] = mapped_column(ForeignKey("export.id"), primary_key=True)
-    name: Mapped[str] = mapped_column(primary_key=True)
-    path: Mapped[str | None]  # relative to the storage URL
-    n_bytes: Mapped[int]
-    n_rows: Mapped[int | None]
-    sha256: Mapped[bytes]
-    split: Mapped[str | None]  # of a data file
-    place: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # its last row
-    counts: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.db import policy
 from app.db.models import Job, PromptError, PromptRow, PromptSet
 from app.db.session import db_now
-from app.domain.fingerprints import chained
+from app.domain.fingerprints import chained, source_key
 from app.domain.lifecycle import ENDED
 from app.domain.prompts import StoredPrompt
 
@@ -114,6 +114,7 @@ def extend(
                     "license": prompt.license,
                     "license_assumed": prompt.license_assumed,
                     "source": prompt.source,
+                    "source_key": source_key(prompt.source),
                     "custom_id": prompt.custom_id,
                     "teacher": prompt.teacher,
                 }

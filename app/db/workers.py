@@ -3,7 +3,8 @@
 from sqlalchemy import Connection, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from app.db.models import Export, Leader, Shard, SlotGrant, Worker
+from app.db.export_models import Export
+from app.db.models import Leader, Shard, SlotGrant, Worker
 from app.db.session import db_now
 from app.domain.lifecycle import ExportStatus, ShardStatus
 

@@ -29,6 +29,11 @@ def chained(previous: bytes, item: bytes) -> bytes:
     return sha256(previous + item)
 
 
+def source_key(source: str | None) -> bytes | None:
+    """What a prompt's source is found by: 16 bytes of its SHA-256, however long it is."""
+    return None if source is None else sha256(source.encode())[:16]
+
+
 def new_id(prefix: str) -> str:
     """`prefix_` and 20 Crockford base-32 characters: 9 of milliseconds (ids sort by time), 11 random (55 bits)."""
     millis = int(time.time() * 1000)

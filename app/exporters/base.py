@@ -8,6 +8,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from app.errors import InvalidInput
+from app.policy.notice import StudentNotice
 
 
 class FormatOptions(BaseModel):
@@ -59,8 +60,8 @@ class Summary:
     """What a finished export holds: all that the files beside the data may tell.
 
     The same selection gives the same summary: no time, no id of the export, nothing of the worker. What varies is the
-    manifest's. `counts`: column → value → rows, of the columns in `app.exporters.counts.COUNTED`, and `dropped` by
-    reason; `jobs`: the facts of each job as in the manifest.
+    manifest's. `notice`: what the student must carry; `counts`: column → value → rows, of the columns in
+    `app.exporters.counts.COUNTED`, and `dropped` by reason; `jobs`: the facts of each job as in the manifest.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Summary:
     bindings: tuple[Binding, ...]
     jobs: tuple[dict[str, JsonValue], ...]
     counts: Mapping[str, Mapping[str, int]]
+    notice: StudentNotice | None = None
 
     @property
     def n_rows(self) -> int:

@@ -51,11 +51,16 @@ class PolicyForecast(BaseModel):
 class TeacherLike(Protocol):
     """A registered teacher, or one as a job keeps it."""
 
-    model: str
-    revision: str | None
-    access_route: str
-    license: str | None
-    terms_id: str | None
+    @property
+    def model(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def access_route(self) -> str: ...
+    @property
+    def license(self) -> str | None: ...
+    @property
+    def terms_id(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +137,11 @@ def parts_of_job(connection: Connection, prompt_set_id: str, teachers: Iterable[
         for part in counted
         if part.teacher in ("", teacher.name)
     ]
-    return _together(made)
+    return together(made)
 
 
-def _together(parts: Iterable[Part]) -> list[Part]:
-    """Parts of one key become one: prompts that ask for a teacher by name, and those that ask for none."""
+def together(parts: Iterable[Part]) -> list[Part]:
+    """Parts of one key become one. Raises `InvalidInput` where there are too many."""
     found: dict[str, Part] = {}
     for part in parts:
         other = found.get(part.key)
@@ -198,12 +203,14 @@ def keep(
     )
 
 
-def keep_refusal(engine: Engine, project_id: str, key_id: str, refused: PolicyRefusal) -> None:
+def keep_refusal(
+    engine: Engine, project_id: str, key_id: str, refused: PolicyRefusal, subject: str | None = None
+) -> None:
     """A refusal rolls back what was asked for; the decision and its audit event are kept all the same."""
     decision = Decision.model_validate_json(refused.decision)
     decision_id = str(refused.extra["decision_id"])
     with transaction(engine) as connection:
-        keep(connection, project_id, key_id, decision_id, decision, None)
+        keep(connection, project_id, key_id, decision_id, decision, subject)
         codes: list[str] = sorted({str(one.code) for one in decision.blocks})
         told: dict[str, JsonValue] = {
             "moment": decision.inputs.moment,

@@ -19,7 +19,8 @@ PROMPTS = "\n".join(
             "messages": [
                 {"role": "system", "content": "Be brief."},
                 {"role": "user", "content": "Name a colour."},
-            ]
+            ],
+            "license": "CC-BY-4.0",
         },
         {
             "prompt": "Say hello.",
@@ -82,7 +83,7 @@ def test_main_job(database_url: str, broker_url: str, tmp_path: Path) -> None:
             for i, rank in enumerate(row["sampled_rank"]):
                 if rank > 0:
                     assert row["topk_ids"][i * k + rank - 1] == row["input_ids"][row["lp_first"] + i]
-        assert {row["prompt_license"] for row in rows} == {"CC0-1.0", "NOASSERTION"}
+        assert {row["prompt_license"] for row in rows} == {"CC0-1.0", "CC-BY-4.0"}
         assert rows[0]["completion_tokens"] > 0
         short = [row for row in rows if row["prompt"] == "Say hello."]
         assert all(json.loads(row["sampling_json"])["max_tokens"] == 3 for row in short)

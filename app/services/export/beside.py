@@ -14,23 +14,54 @@ from sqlalchemy import Row
 
 from app.domain.version import code_version
 from app.exporters import Exporter, Summary
+from app.exporters.signing import MANIFEST, SIGNATURE
+from app.policy.notice import StudentNotice, notice_text
 
-MANIFEST: Final = "manifest.json"
+NOTICE_TEXT: Final = "STUDENT_NOTICE.md"
+NOTICE_DATA: Final = "student_notice.json"
 
-_EVERY: Final[Mapping[str, Callable[[Summary], bytes]]] = {}
+
+def _notice_text(summary: Summary) -> bytes:
+    return notice_text(_notice(summary)).encode()
+
+
+def _notice_data(summary: Summary) -> bytes:
+    return as_json(_notice(summary).model_dump(mode="json"))
+
+
+def _notice(summary: Summary) -> StudentNotice:
+    if summary.notice is None:
+        raise ValueError("an export is not written without what its student must carry")
+    return summary.notice
+
+
+_EVERY: Final[Mapping[str, Callable[[Summary], bytes]]] = {
+    NOTICE_TEXT: _notice_text,
+    NOTICE_DATA: _notice_data,
+}
 
 
 def beside(exporter: Exporter, summary: Summary) -> dict[str, bytes]:
     """Name → content, the manifest apart. Raises `ValueError` where a format takes a name that is taken."""
     made = dict(exporter.companions(summary))
-    taken = {MANIFEST, *_EVERY, *(file.name for file in summary.files)}
+    taken = {MANIFEST, SIGNATURE, *_EVERY, *(file.name for file in summary.files)}
     if double := sorted(taken & set(made)):
         raise ValueError(f"format {summary.format!r} brings files whose names are taken: {', '.join(double)}")
     return made | {name: write(summary) for name, write in _EVERY.items()}
 
 
-def manifest(export: Row[Any], summary: Summary, files: Sequence[dict[str, JsonValue]]) -> dict[str, Any]:
-    """What the export is, file by file. The one file that holds what varies: the id, times, versions of libraries."""
+def manifest(
+    export: Row[Any],
+    summary: Summary,
+    files: Sequence[dict[str, JsonValue]],
+    policy: dict[str, JsonValue],
+    audit: dict[str, JsonValue],
+    signed_by: str | None,
+) -> dict[str, Any]:
+    """What the export is, file by file. The one file that holds what varies: the id, times, versions of libraries.
+
+    `audit`: the head of the project's audit log, so that whoever has the manifest has an anchor of it.
+    """
     return {
         "format_version": 2,
         "export": export.id,
@@ -43,6 +74,10 @@ def manifest(export: Row[Any], summary: Summary, files: Sequence[dict[str, JsonV
         "layout": export.layout,
         "intended_use": export.intended_use,
         "counts": summary.counts,
+        "policy": policy,
+        "student_notice": _notice(summary).model_dump(mode="json"),
+        "audit": audit,
+        "signed_by": signed_by,
         "code_version": code_version(),
         "pyarrow_version": pa.__version__,
         "watermark": _moment(export.watermark),

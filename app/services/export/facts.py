@@ -19,6 +19,7 @@ class StageFacts:
     position: int
     name: str
     top_logprobs: int
+    n: int
     sampling_json: str
     elicited: bool
 
@@ -33,7 +34,8 @@ class LaneFacts:
     revision: str | None
     access_route: str
     license: str | None
-    terms: str | None
+    terms_id: str | None
+    base_url: str | None
     engine: str | None
     tokenizer_sha256: str | None
     chat_template_sha256: str | None
@@ -112,6 +114,7 @@ def _job(
                 stage.position,
                 stage.name,
                 stage.top_logprobs,
+                stage.n,
                 orjson.dumps(stage.sampling).decode(),
                 stage.elicit is not None,
             )
@@ -133,7 +136,8 @@ def _lane(lane: Row[Any]) -> LaneFacts:
         revision=lane.revision,
         access_route=lane.access_route,
         license=lane.license,
-        terms=lane.terms_id,
+        terms_id=lane.terms_id,
+        base_url=lane.base_url,
         engine=found.get("engine"),
         tokenizer_sha256=found.get("tokenizer_sha256"),
         chat_template_sha256=found.get("chat_template_sha256"),

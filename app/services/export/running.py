@@ -13,22 +13,32 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Engine, Row
+from pydantic import JsonValue
+from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import DBAPIError
 
+from app.db import audit
 from app.db import exports as rows
 from app.db.exports import ExportClaim, FinishedFile, Progress
 from app.db.session import reading, transaction
+from app.domain.fingerprints import new_id, sha256
 from app.domain.lifecycle import ExportStatus
+from app.domain.sampling import IntendedUse
 from app.domain.splits import SPLITS
-from app.errors import InvalidInput, StorageError
-from app.exporters import DataFile, Exporter, Shard, Summary, exporter
+from app.errors import InvalidInput, PolicyRefusal, StorageError
+from app.exporters import DataFile, Exporter, Shard, Summary, exporter, signing
 from app.exporters.counts import Counts, add, counts_of, in_order
-from app.services.export import beside
+from app.policy.decisions import Decision, require_allowed
+from app.policy.notice import StudentNotice, student_notice
+from app.policy.rules import Moment, PolicyRules
+from app.services.export import beside, judging
 from app.services.export.facts import JobFacts, facts
 from app.services.export.grouping import Portions
+from app.services.export.judging import Sieve, by_part, verdict
+from app.services.export.members import Members
 from app.services.export.reading import START, Page, Place, Source, ahead
 from app.services.export.spec import FileSize, Layout, Selection
+from app.services.policy import Judge, keep, keep_refusal
 from app.storage.places import NewFile, Storage
 
 log = logging.getLogger(__name__)
@@ -54,8 +64,13 @@ def run_next(
     lease_seconds: float,
     stopped: Callable[[], bool],
     park_seconds: float = _PARK_SECONDS,
+    rules: PolicyRules | None = None,
+    signing_key: bytes | None = None,
 ) -> bool:
-    """Make one export that waits. False: there was none. Every error ends as a status with its reason."""
+    """Make one export that waits. False: there was none. Every error ends as a status with its reason.
+
+    `signing_key`: PEM; with it the manifest is signed.
+    """
     with transaction(database) as connection:
         claim = rows.claim(connection, worker_id, lease_seconds)
     if claim is None:
@@ -67,12 +82,17 @@ def run_next(
         return True
     try:
         with _Lease(database, claim, lease_seconds, stopped) as lease:
-            _Attempt(database, storage, claim, lease).write()
+            _Attempt(database, storage, claim, lease, rules or PolicyRules(), signing_key).write()
     except _Gone:
         # Cancelled or deleted: the folder goes. Another worker's: not one row is ours any more, and nothing happens.
         if stopped() and _leave(database, claim, ExportStatus.READY, None):
             return True
         _clear(database, storage, claim.export_id)
+    except PolicyRefusal as error:
+        with reading(database) as connection:
+            export = rows.row_of(connection, claim.export_id)
+        keep_refusal(database, export.project_id, export.created_by, error, claim.export_id)
+        _leave(database, claim, ExportStatus.FAILED, error.detail)
     except InvalidInput as error:
         _leave(database, claim, ExportStatus.FAILED, error.detail)
     except StorageError as error:
@@ -98,7 +118,11 @@ def _leave(
     again_in: float | None = None,
 ) -> bool:
     with transaction(database) as connection:
-        return rows.leave(connection, claim, status, error, again_in)
+        left = rows.leave(connection, claim, status, error, again_in)
+        if left and status == ExportStatus.FAILED:
+            project_id = rows.row_of(connection, claim.export_id).project_id
+            audit.append(connection, project_id, "system", [audit.Event("export.fail", claim.export_id)])
+        return left
 
 
 def _clear(database: Engine, storage: Storage, export_id: str) -> None:
@@ -147,25 +171,42 @@ class _Lease:
 
 
 class _Open:
-    """A data file that is being written. `n_taken`: rows of the selection in it, what the format dropped included."""
+    """A data file that is being written. `n_taken`: rows of the selection in it, those that were dropped included."""
 
-    def __init__(self, name: str, new: NewFile, shard: Shard) -> None:
+    def __init__(self, name: str, new: NewFile, shard: Shard, sieve: Sieve) -> None:
         self.name = name
         self.new = new
         self.shard = shard
         self.n_taken = 0
-        self.counts: Counts = {}
+        self.counts: Counts = {"part": {}, "left_out": {}}
         self.place: Place = START
+        self.members = Members()
+        self._sieve = sieve
 
     def write(self, portion: pa.RecordBatch) -> None:
-        self.shard.write(portion)
         self.n_taken += portion.num_rows
-        add(self.counts, counts_of(portion))
+        kept, counts, left_out = self._sieve.parts(portion)
+        add(self.counts, {"part": counts, "left_out": left_out})
+        written = portion if kept is None else portion.filter(pa.array(kept))
+        if written.num_rows:
+            self.shard.write(written)
+            add(self.counts, counts_of(written))
+            self.members.add(written)
         last = [portion.column(name)[-1].as_py() for name in _PLACE]
         self.place = (str(last[0]), int(last[1]), int(last[2]), int(last[3]), int(last[4]))
 
     def abandon(self) -> None:
         self.new.abandon()
+
+
+def _told(file: FinishedFile) -> dict[str, JsonValue]:
+    return {
+        "name": file.name,
+        "n_bytes": file.n_bytes,
+        "n_rows": file.n_rows,
+        "split": file.split,
+        "sha256": file.sha256.hex(),
+    }
 
 
 _PLACE = ("job", "stage", "prompt_number", "lane", "sample_index")
@@ -174,7 +215,15 @@ _PLACE = ("job", "stage", "prompt_number", "lane", "sample_index")
 class _Attempt:
     """One claim's work."""
 
-    def __init__(self, database: Engine, storage: Storage, claim: ExportClaim, lease: _Lease) -> None:
+    def __init__(
+        self,
+        database: Engine,
+        storage: Storage,
+        claim: ExportClaim,
+        lease: _Lease,
+        rules: PolicyRules,
+        signing_key: bytes | None,
+    ) -> None:
         self._database = database
         self._storage = storage
         self._claim = claim
@@ -186,6 +235,19 @@ class _Attempt:
             self._layout = Layout.model_validate(self._export.layout or {})
             self._jobs: list[JobFacts] = facts(connection, self._selection)
             self._finished = rows.finished(connection, claim.export_id)
+            self._use = IntendedUse.model_validate(self._export.intended_use)
+            self._kinds, self._verdict = verdict(
+                connection,
+                self._export.project_id,
+                self._jobs,
+                self._selection,
+                self._use,
+                self._export.on_refusal,
+                rules,
+            )
+            self._judge = Judge.of(connection, self._export.project_id, rules)
+        self._signing_key = signing_key
+        self._sieve = Sieve(self._kinds, self._verdict.left_out)
         self._exporter: Exporter = exporter(self._export.format, self._export.options)
         self._exporter.check([binding for job in self._jobs for binding in job.bindings()])
         self._open: dict[str, _Open] = {}
@@ -263,7 +325,7 @@ class _Attempt:
         number = sum(file.split == split for file in self._finished)
         name = f"{split}-{number:05d}{self._exporter.suffix}"
         new = self._storage.new_file(f"{self._folder}/{name}")
-        self._open[split] = _Open(name, new, self._exporter.open(new.file, split))
+        self._open[split] = _Open(name, new, self._exporter.open(new.file, split), self._sieve)
         return self._open[split]
 
     def _finish(self, split: str) -> None:
@@ -285,7 +347,7 @@ class _Attempt:
             counts=counts,
         )
         with transaction(self._database) as connection:
-            if not rows.add_file(connection, self._claim, made):
+            if not rows.add_file(connection, self._claim, made, file.members.rows()):
                 raise _Gone
         self._finished.append(made)
 
@@ -302,25 +364,28 @@ class _Attempt:
             if file.path != f"{self._folder}/{file.name}":
                 self._storage.copy(file.path, f"{self._folder}/{file.name}")
         data = sorted(self._finished, key=lambda file: (SPLITS.index(file.split or SPLITS[0]), file.name))
-        summary = self._summary(data)
+        with reading(self._database) as connection:
+            exact = self._kinds.exact(by_part(data, "part"))
+            decision = self._judge.decide(connection, self._use, exact, Moment.EXPORT)
+            head = audit.head(connection, self._export.project_id)
+        decision_id = new_id("dec")
+        require_allowed(decision, decision_id)
+        summary = self._summary(data, student_notice(decision))
         others = [
             self._put(name, content) for name, content in beside.beside(self._exporter, summary).items()
         ]
         told = beside.manifest(
             self._export,
             summary,
-            [
-                {
-                    "name": file.name,
-                    "n_bytes": file.n_bytes,
-                    "n_rows": file.n_rows,
-                    "split": file.split,
-                    "sha256": file.sha256.hex(),
-                }
-                for file in [*data, *others]
-            ],
+            [_told(file) for file in [*data, *others]],
+            judging.told(decision_id, decision, self._verdict.decision, by_part(data, "left_out")),
+            {"sequence": head.sequence, "hash": head.hash.hex()},
+            None if self._signing_key is None else signing.key_id(signing.public_key_of(self._signing_key)),
         )
-        others.append(self._put(beside.MANIFEST, beside.as_json(told)))
+        manifest = beside.as_json(told)
+        others.append(self._put(signing.MANIFEST, manifest))
+        if self._signing_key is not None:
+            others.append(self._put(signing.SIGNATURE, signing.sign(manifest, self._signing_key)))
         self._lease.check()
         moved = [
             FinishedFile(
@@ -336,10 +401,22 @@ class _Attempt:
             for file in data
         ]
         with transaction(self._database) as connection:
-            if not rows.complete(connection, self._claim, self._folder, told, [*moved, *others]):
+            if not rows.complete(connection, self._claim, self._folder, told, [*moved, *others], decision_id):
                 raise _Gone
+            self._record(connection, decision, decision_id, manifest)
         for earlier in {file.path.rpartition("/")[0] for file in data} - {self._folder}:
             self._storage.delete_folder(earlier)
+
+    def _record(self, connection: Connection, decision: Decision, decision_id: str, manifest: bytes) -> None:
+        """The decision by what was really written, and the event, in the transaction that completes the export."""
+        export = self._export
+        keep(connection, export.project_id, export.created_by, decision_id, decision, export.id)
+        event = audit.Event(
+            "export.complete",
+            export.id,
+            {"manifest_sha256": sha256(manifest).hex(), "decision": decision_id},
+        )
+        audit.append(connection, export.project_id, "system", [event])
 
     def _put(self, name: str, content: bytes) -> FinishedFile:
         path = f"{self._folder}/{name}"
@@ -350,7 +427,7 @@ class _Attempt:
         done = self._storage.write_atomically(path, write)
         return FinishedFile(name, path, done.n_bytes, done.sha256)
 
-    def _summary(self, data: list[FinishedFile]) -> Summary:
+    def _summary(self, data: list[FinishedFile], notice: StudentNotice) -> Summary:
         counts: Counts = {}
         for file in data:
             add(counts, file.counts or {})
@@ -369,4 +446,5 @@ class _Attempt:
             bindings=tuple(binding for job in self._jobs for binding in job.bindings()),
             jobs=tuple(job.told for job in self._jobs),
             counts=in_order(counts),
+            notice=notice,
         )

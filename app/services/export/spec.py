@@ -1,5 +1,7 @@
 """What an export is asked to be: which rows, how they are split and cut into files, in which format, for what."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from app.domain.metadata_filter import MetadataFilter
@@ -66,7 +68,14 @@ class ExportSpec(BaseModel):
     selection: Selection
     split: Split = Field(Split(), description="By a hash of the prompt. Default: all is `train`.")
     file_size: FileSize = FileSize()
-    intended_use: IntendedUse = Field(IntendedUse(), description="What the data is for.")
+    intended_use: IntendedUse = Field(
+        IntendedUse(), description="What the data is for; judged by the terms of its teachers and prompts."
+    )
+    on_refusal: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="`drop`: where terms or licences forbid the use, leave out the rows at fault, as the refusal "
+        "offers. The manifest names and counts them.",
+    )
 
 
 def wanted(spec: Selection) -> Selection:

@@ -8,17 +8,22 @@ from sqlalchemy.orm import Session
 from app.db import export_rows
 from app.db import exports as rows
 from app.db import jobs as job_rows
-from app.db.models import Export, ExportFile
+from app.db.export_models import Export, ExportFile
 from app.db.session import db_now
 from app.domain.fingerprints import new_id
 from app.domain.lifecycle import ExportStatus
 from app.domain.sampling import IntendedUse
 from app.domain.splits import Split
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, NotFound, PolicyRefusal
 from app.exporters import exporter, format_of, known_formats
+from app.policy.decisions import Decision
+from app.policy.rules import PolicyRules
+from app.services import policy
 from app.services.export.facts import facts
+from app.services.export.judging import Verdict, verdict
 from app.services.export.spec import ExportSpec, FileSize, Layout, Selection, wanted
 from app.services.job_views import moment
+from app.services.policy import PolicyForecast, PolicySummary
 
 
 class FileView(BaseModel):
@@ -44,6 +49,13 @@ class ExportView(BaseModel):
     split: Split
     file_size: FileSize
     intended_use: IntendedUse
+    on_refusal: str
+    policy: PolicySummary | None = Field(
+        description="What terms and licences said: when it was asked for, and once it is made, of what is in it."
+    )
+    left_out: dict[str, int] | None = Field(
+        description="Part → rows that were left out with `on_refusal: drop`; null until it is completed."
+    )
     n_rows: int = Field(description="Rows written so far; all of them once it is completed.")
     n_bytes: int = Field(description="The same of bytes.")
     n_rows_expected: int = Field(description="Rows to look at, before filters that only a look can decide.")
@@ -56,6 +68,17 @@ class ExportView(BaseModel):
     ended_at: datetime | None
 
 
+class ExportForecast(BaseModel):
+    """What an export would be. Nothing was stored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    n_rows_at_most: int = Field(
+        description="Before filters that only a look can decide; 0 where it is refused."
+    )
+    policy: PolicyForecast
+
+
 class FormatView(BaseModel):
     model_config = ConfigDict(frozen=True)
 
@@ -64,9 +87,36 @@ class FormatView(BaseModel):
     options: dict[str, JsonValue] = Field(description="JSON Schema of `options`.")
 
 
-def create(session: Session, project_id: str, key_id: str, spec: ExportSpec) -> ExportView:
+def create(
+    session: Session, project_id: str, key_id: str, spec: ExportSpec, rules: PolicyRules
+) -> ExportView:
     """Raises `InvalidInput` for an unknown format or wrong options, `Unfit` where the rows do not fit the format,
-    `NotFound` for an unknown job."""
+    `NotFound` for an unknown job, `PolicyRefusal` where terms or licences forbid the use."""
+    export, judged = _asked(session, project_id, key_id, spec, rules)
+    connection = session.connection()
+    policy.keep(connection, project_id, key_id, judged.decision_id, judged.decision, export.id)
+    session.add(export)
+    session.flush()
+    session.refresh(export)
+    return _views(session, [export], {export.id: []})[0]
+
+
+def forecast(
+    session: Session, project_id: str, key_id: str, spec: ExportSpec, rules: PolicyRules
+) -> ExportForecast:
+    """What `create` would make. Raises what it raises, but for a refusal: that is a part of it."""
+    try:
+        export, judged = _asked(session, project_id, key_id, spec, rules)
+    except PolicyRefusal as refusal:
+        return ExportForecast(
+            n_rows_at_most=0, policy=policy.forecast(Decision.model_validate_json(refusal.decision))
+        )
+    return ExportForecast(n_rows_at_most=export.n_rows_expected, policy=policy.forecast(judged.decision))
+
+
+def _asked(
+    session: Session, project_id: str, key_id: str, spec: ExportSpec, rules: PolicyRules
+) -> tuple[Export, Verdict]:
     made = exporter(spec.format, spec.options)
     selection = wanted(spec.selection)
     names = []
@@ -80,6 +130,7 @@ def create(session: Session, project_id: str, key_id: str, spec: ExportSpec) -> 
     made.check([binding for one in jobs for binding in one.bindings()])
     completed = export_rows.completed(connection, selection.jobs)
     expected = sum(completed.get((one.id, lane.position), 0) for one in jobs for lane in one.lanes)
+    _, judged = verdict(connection, project_id, jobs, selection, spec.intended_use, spec.on_refusal, rules)
     export = Export(
         id=new_id("exp"),
         project_id=project_id,
@@ -90,18 +141,24 @@ def create(session: Session, project_id: str, key_id: str, spec: ExportSpec) -> 
         options=spec.options,
         layout=Layout(split=spec.split, file_size=spec.file_size).model_dump(mode="json"),
         intended_use=spec.intended_use.model_dump(mode="json"),
+        on_refusal=spec.on_refusal,
+        policy_decision_id=judged.decision_id,
         watermark=export_rows.watermark(connection, selection.jobs),
         n_rows_expected=expected,
         created_by=key_id,
         created_at=db_now(),
     )
-    session.add(export)
-    session.flush()
-    session.refresh(export)
-    return view(export, [])
+    return export, judged
 
 
-def view(export: Export, files: list[ExportFile]) -> ExportView:
+def _views(session: Session, exports: list[Export], files: dict[str, list[ExportFile]]) -> list[ExportView]:
+    judged = policy.summaries(session.connection(), (export.policy_decision_id for export in exports))
+    return [
+        _view(export, files[export.id], judged.get(export.policy_decision_id or "")) for export in exports
+    ]
+
+
+def _view(export: Export, files: list[ExportFile], judged: PolicySummary | None) -> ExportView:
     layout = Layout.model_validate(export.layout or {})
     return ExportView(
         id=export.id,
@@ -114,6 +171,9 @@ def view(export: Export, files: list[ExportFile]) -> ExportView:
         split=layout.split,
         file_size=layout.file_size,
         intended_use=IntendedUse.model_validate(export.intended_use),
+        on_refusal=export.on_refusal or "refuse",
+        policy=judged,
+        left_out=_left_out(export),
         n_rows=export.n_rows,
         n_bytes=export.n_bytes,
         n_rows_expected=export.n_rows_expected,
@@ -125,6 +185,11 @@ def view(export: Export, files: list[ExportFile]) -> ExportView:
         created_at=moment(export.created_at),
         ended_at=None if export.ended_at is None else moment(export.ended_at),
     )
+
+
+def _left_out(export: Export) -> dict[str, int] | None:
+    told = (export.manifest or {}).get("policy")
+    return None if told is None else {one["part"]: one["n_rows"] for one in told["left_out"]}
 
 
 def _file(file: ExportFile) -> FileView:
@@ -141,13 +206,13 @@ def _eta(export: Export) -> float | None:
 
 def get(session: Session, project_id: str, export_id: str) -> ExportView:
     found = _found(session, project_id, export_id)
-    return view(found, rows.files(session, [export_id])[export_id])
+    return _views(session, [found], rows.files(session, [export_id]))[0]
 
 
 def page(session: Session, project_id: str, before: str | None, limit: int) -> list[ExportView]:
     found = rows.page(session, project_id, before, limit)
     files = rows.files(session, [export.id for export in found])
-    return [view(export, files[export.id]) for export in found]
+    return _views(session, found, files)
 
 
 def file_of(session: Session, project_id: str, export_id: str, name: str) -> tuple[str, FileView]:
@@ -166,7 +231,7 @@ def cancel(session: Session, project_id: str, export_id: str) -> ExportView:
     if not rows.end(session, export_id, ExportStatus.CANCELLED, only_active=True):
         raise Conflict(f"export {export_id!r} is {found.status}: there is nothing to cancel")
     session.refresh(found)
-    return view(found, [])
+    return _views(session, [found], {found.id: []})[0]
 
 
 def delete(session: Session, project_id: str, export_id: str) -> ExportView:
@@ -174,7 +239,7 @@ def delete(session: Session, project_id: str, export_id: str) -> ExportView:
     found = _found(session, project_id, export_id)
     rows.end(session, export_id, ExportStatus.DELETED, only_active=False)
     session.refresh(found)
-    return view(found, [])
+    return _views(session, [found], {found.id: []})[0]
 
 
 def formats() -> list[FormatView]:

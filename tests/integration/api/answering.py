@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine
 
-from app.db import checkpoints, shards
+from app.db import checkpoints, lanes, shards
 from app.db.checkpoints import COLUMNS, ShardBatch
 from app.db.session import reading, transaction
 from app.db.shards import Claim
@@ -49,14 +49,19 @@ def record(engine: Engine, claim: Claim, n: int, fate: Fate, sequence: int = 1, 
         done = checkpoints.recorded(
             connection, claim.job_id, claim.stage, claim.teacher, claim.first_prompt, claim.end_prompt
         )
+        lane = lanes.load(connection, claim.job_id, claim.teacher)
+        prompts = checkpoints.prompts_of(
+            connection, claim.job_id, claim.first_prompt, claim.end_prompt, lane.spec.name
+        )
+    licences = {prompt.number: prompt.license for prompt in prompts}
     batch = ShardBatch(claim.shard_id, claim.epoch, sequence, claim.job_id, claim.teacher)
     columns = []
-    for number in range(claim.first_prompt, claim.end_prompt):
+    for number in licences:
         for index in range(n):
             if (number, index) in done:
                 continue
             error = fate(number, index)
-            batch.rows.append(_row(claim, number, index, error, tokens))
+            batch.rows.append(_row(claim, number, index, error, tokens, licences[number]))
             batch.tally.calls += 1
             if error is None:
                 batch.tally.completed += 1
@@ -102,7 +107,9 @@ def work_off(engine: Engine, storage: Storage, job_id: str, n: int = 1, fate: Fa
         finish(engine, storage, claim)
 
 
-def _row(claim: Claim, number: int, index: int, error: str | None, tokens: bool) -> tuple[Any, ...]:
+def _row(
+    claim: Claim, number: int, index: int, error: str | None, tokens: bool, licence: str
+) -> tuple[Any, ...]:
     good = error is None
     values: dict[str, Any] = dict.fromkeys(COLUMNS)
     values |= {
@@ -124,7 +131,7 @@ def _row(claim: Claim, number: int, index: int, error: str | None, tokens: bool)
         "latency_ms": 12,
         "epoch": claim.epoch,
         "content_hash": sha256(b"%d.%d" % (number, index)),
-        "prompt_license": "NOASSERTION",
+        "prompt_license": licence,
         "teacher_license": "Apache-2.0",
         "error_kind": error,
         "error_detail": None if good else "it went wrong",

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import Engine
 
 from app.db.session import session
+from app.policy.rules import PolicyRules
 from app.services import export
 from app.services.export import ExportSpec, ExportView
 from app.storage.places import Storage
@@ -21,7 +22,7 @@ def ask(database: Engine, **spec: Any) -> ExportView:
     """An export that waits; of `job_1`, as Parquet, where nothing else is said."""
     given = {"format": "parquet", "selection": {"jobs": ["job_1"]}, **spec}
     with session(database, writes=True) as work:
-        return export.create(work, PROJECT, "key_1", ExportSpec.model_validate(given))
+        return export.create(work, PROJECT, "key_1", ExportSpec.model_validate(given), PolicyRules())
 
 
 def run(

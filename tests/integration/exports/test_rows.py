@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine, update
 
-from app.db.models import Completion
+from app.db.models import Completion, PromptRow
 from app.db.session import transaction
 from app.errors import InvalidInput, NotFound
 from app.storage.places import Storage
@@ -92,6 +92,7 @@ def test_filters(engine: Engine, storage: Storage, job: Rows) -> None:
         connection.execute(
             update(Completion).where(Completion.prompt_number == 5).values(prompt_license="MIT")
         )
+        connection.execute(update(PromptRow).where(PromptRow.number == 5).values(license="MIT"))
     everything = lines(engine, storage, made(engine, storage, format="jsonl"))
     for selection, kept in FILTERS:
         view = made(engine, storage, format="jsonl", selection={"jobs": ["job_1"], **selection})
@@ -119,7 +120,9 @@ def test_what_is_asked_wrongly_is_refused_with_the_reason(
 def test_a_selection_of_nothing_is_one_empty_file(engine: Engine, storage: Storage, job: Rows) -> None:
     view = made(engine, storage, selection={"jobs": ["job_1"], "finish_reasons": ["tool_calls"]})
     assert [(file.name, file.n_rows) for file in view.files] == [
+        ("STUDENT_NOTICE.md", None),
         ("manifest.json", None),
+        ("student_notice.json", None),
         ("train-00000.parquet", 0),
     ]
     assert table(engine, storage, view).num_rows == 0
