@@ -102,7 +102,7 @@ class EngineSettings(BaseModel):
     flush_seconds: float = Field(
         0.25, gt=0, description="Longest time that a finished sample waits for its checkpoint."
     )
-    flush_rows: int = Field(64, ge=1, description="A checkpoint is written at so many finished samples.")
+    flush_rows: int = Field(256, ge=1, description="A checkpoint is written at so many finished samples.")
     poll_seconds: float = Field(
         2, gt=0, description="How often an idle worker looks for work without being woken."
     )

@@ -36,7 +36,15 @@ from workers.running import AlreadyRunning, State, StillLeaving, forget_state, h
 TEACHER = "embedded"
 WORKER_COMMAND = (
     *(sys.executable, "-m", "celery", "-A", "workers.celery", "worker"),
-    *("--pool", "threads", "--concurrency", "2", "--without-gossip", "--without-mingle"),
+    *(
+        "--pool",
+        "threads",
+        "--concurrency",
+        "2",
+        "--without-gossip",
+        "--without-mingle",
+        "--without-heartbeat",
+    ),
 )
 _READY_SECONDS = 90.0
 _LOOK_SECONDS = 0.2

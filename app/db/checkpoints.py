@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Integer, bindparam, cast, delete, func, insert, select, update
+from sqlalchemy import Connection, Executable, Integer, bindparam, cast, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.models import Completion, Counter, Job, Lane, Pace, Part, PromptRow, Segment, Shard
@@ -142,33 +143,29 @@ def _by_lane(batches: Sequence[ShardBatch]) -> dict[tuple[str, int], Tally]:
 
 
 def _count(connection: Connection, job_id: str, teacher: int, stripe: int, tally: Tally) -> None:
-    upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    counter, pace = _counting(connection.dialect.name)
+    place = {"job_id": job_id, "stripe": stripe}
     values = {name: getattr(tally, name) for name in Tally.__slots__}
-    counter = upsert(Counter).values(job_id=job_id, teacher=teacher, stripe=stripe, **values)
+    connection.execute(counter, {**place, "teacher": teacher, **values})
     connection.execute(
-        counter.on_conflict_do_update(
-            index_elements=["job_id", "teacher", "stripe"],
-            set_={name: getattr(Counter, name) + counter.excluded[name] for name in values},
-        )
+        pace, {**place, "rows": tally.completed + tally.failed, "tokens": tally.completion_tokens}
     )
-    step = cast(
-        func.floor(db_now() / PACE_SECONDS)
-        if connection.dialect.name == "postgresql"
-        else db_now() / PACE_SECONDS,
-        Integer,
-    )
-    pace = upsert(Pace).values(
-        job_id=job_id,
-        step=step,
-        stripe=stripe,
-        rows=tally.completed + tally.failed,
-        tokens=tally.completion_tokens,
-    )
-    connection.execute(
+
+
+@cache
+def _counting(dialect: str) -> tuple[Executable, Executable]:
+    """The statements that move counter and pace, built once: building them costs more than running them."""
+    upsert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    counter = upsert(Counter)
+    added = {name: getattr(Counter, name) + counter.excluded[name] for name in Tally.__slots__}
+    steps = db_now() / PACE_SECONDS
+    pace = upsert(Pace).values(step=cast(func.floor(steps) if dialect == "postgresql" else steps, Integer))
+    return (
+        counter.on_conflict_do_update(index_elements=["job_id", "teacher", "stripe"], set_=added),
         pace.on_conflict_do_update(
             index_elements=["job_id", "step", "stripe"],
             set_={"rows": Pace.rows + pace.excluded.rows, "tokens": Pace.tokens + pace.excluded.tokens},
-        )
+        ),
     )
 
 

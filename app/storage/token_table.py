@@ -45,7 +45,8 @@ SCHEMA: Final = pa.schema(
     ]
 )
 _PER_TOKEN: Final = ("token_ids", "sampled_logprob", "sampled_rank", "tail_logmass", "sampled")
-_PART_OPTIONS: Final = pa.ipc.IpcWriteOptions(compression="lz4")
+# A part is small: handing its buffers to a pool of threads costs more than compressing them.
+_PART_OPTIONS: Final = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 
 
 def token_table(rows: Sequence[tuple[int, int, TokenColumns]]) -> pa.Table:

@@ -6,8 +6,22 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
+
+
+class _NoPandas(MetaPathFinder):
+    """pyarrow imports pandas where it is installed: in the environment of the tests, not in that of a worker."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname, name=fullname)
+        return None
 
 
 def _slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
@@ -19,6 +33,7 @@ def _slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
+    sys.meta_path.insert(0, _NoPandas())
     delay = float(os.environ.pop("RETORT_BENCH_FLUSH_SLEEP", "0"))
     if delay:
         from app.services.generate import recording

@@ -154,7 +154,15 @@ class World:
             environment["RETORT_TEST_CRASH"] = crash
             environment["RETORT_TEST_CRASH_MARK"] = str(self.folder / f"crash-{crash}")
         command = [sys.executable, "-m", "tests.faults.worker", "-A", "workers.celery", "worker"]
-        command += ["--pool", "threads", "--concurrency", "2", "--without-gossip", "--without-mingle"]
+        command += [
+            "--pool",
+            "threads",
+            "--concurrency",
+            "2",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+        ]
         log = self._data / f"worker-{number}.log"
         made = processes.start([*command, "--loglevel", "info"], log, environment=environment)
         self.service.workers.append(made)

@@ -42,12 +42,12 @@ class Recorder:
     @property
     def behind(self) -> bool:
         """The database is slow or away: send nothing more, so that a crash repeats little."""
-        return self.unflushed >= 32 * self._config.flush_rows
+        return self.unflushed >= 8 * self._config.flush_rows
 
     @property
     def lagging(self) -> bool:
         """Time to claim nothing more."""
-        return self.unflushed > 16 * self._config.flush_rows
+        return self.unflushed > 4 * self._config.flush_rows
 
     def add(self, outcomes: Iterable[Outcome], now: bool = False) -> None:
         self._done.extend(outcomes)

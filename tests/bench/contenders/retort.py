@@ -47,7 +47,15 @@ class BenchService(Service):
 
     def _start_bench_worker(self, number: int) -> None:
         command = [sys.executable, "-m", "tests.bench.worker", "-A", "workers.celery", "worker"]
-        command += ["--pool", "threads", "--concurrency", "2", "--without-gossip", "--without-mingle"]
+        command += [
+            "--pool",
+            "threads",
+            "--concurrency",
+            "2",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+        ]
         log = self.folder / f"worker-{number}.log"
         self.workers.append(
             processes.start([*command, "--loglevel", "warning"], log, environment=self.environment)
