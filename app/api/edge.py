@@ -68,7 +68,7 @@ class Edge:
         try:
             declared = headers.get("content-length", "")
             if self._bounded(scope, headers):
-                if declared.isdigit() and int(declared) > self._max_body_bytes:
+                if declared.isascii() and declared.isdigit() and int(declared) > self._max_body_bytes:
                     await _answer(scope, sending, 413, "content-too-large", self._too_large())
                     return
                 receive = self._counting(receive)

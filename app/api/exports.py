@@ -1,8 +1,10 @@
 """Routes of exports: make them, read them, fetch their files, cancel and delete them."""
 
 import logging
+import re
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Path, Query, Response
@@ -21,6 +23,7 @@ router = APIRouter(prefix="/v1", tags=["exports"])
 
 ExportId = Annotated[str, Path(max_length=64, description="Id of an export, `exp_…`.")]
 _BLOCK = 1 << 20
+_RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]*)\s*-\s*([0-9]*)\s*")
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +187,7 @@ def download_file(
         "Accept-Ranges": "bytes",
         "Content-Disposition": f'attachment; filename="{name}"',
     }
-    if if_none_match is not None and headers["ETag"] in if_none_match:
+    if if_none_match is not None and (headers["ETag"] in if_none_match or if_none_match.strip() == "*"):
         return Response(status_code=304, headers=headers)
     start, end = 0, file.n_bytes
     status = 200
@@ -197,22 +200,21 @@ def download_file(
             status = 206
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.n_bytes}"
     headers["Content-Length"] = str(end - start)
-    return StreamingResponse(
-        _blocks(given.storage, path, start, end), status, headers, media_type="application/octet-stream"
-    )
+    blocks = _blocks(given.storage, path, start, end)
+    first = next(blocks, b"")  # a file that is gone is told as that, before the answer has begun
+    return StreamingResponse(chain((first,), blocks), status, headers, media_type="application/octet-stream")
 
 
 def _range(header: str, size: int) -> tuple[int, int] | str:
     """(start, end) of one byte range, `ignored` for what is none, `unsatisfiable` (RFC 9110 §14)."""
-    unit, _, ranges = header.partition("=")
-    first, dash, last = ranges.partition("-")
-    if unit.strip() != "bytes" or "," in ranges or not dash or not (first or last).strip().isdigit():
+    asked = _RANGE.fullmatch(header)
+    first, last = ("", "") if asked is None else asked.groups()
+    if not (first or last) or (first and last and int(last) < int(first)):
         return "ignored"
-    if not first:
-        start, end = max(0, size - int(last)), size
+    if first:
+        start, end = int(first), min(size, int(last) + 1) if last else size
     else:
-        start = int(first)
-        end = min(size, int(last) + 1) if last.strip().isdigit() else size
+        start, end = max(0, size - int(last)), size
     return (start, end) if start < end else "unsatisfiable"
 
 
