@@ -129,6 +129,12 @@ class StorageSettings(BaseModel):
         None, description="Where segments and exports lie: a folder or s3://bucket/prefix."
     )
     compression_level: int = Field(9, ge=1, le=19, description="Of segments: Zstandard's level.")
+    profile: Literal["fp16", "compact"] = Field(
+        "fp16", description="How logprobs are kept where the project does not say: see storage.md."
+    )
+    compact_error: float = Field(
+        0.0078125, gt=0, le=1, description="Bound of a stored logprob's error in `compact`, in nats."
+    )
 
 
 class AddressSettings(BaseModel):

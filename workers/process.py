@@ -17,6 +17,7 @@ from app.services.generate.config import EngineConfig, RetryPolicy
 from app.services.generate.engine import GenerationEngine
 from app.settings import Settings
 from app.storage.places import open_storage
+from app.storage.segments import Profile
 from app.teachers import TeacherAccess, build
 from workers.dispatch import Dispatcher
 from workers.exporting import ExportRunner
@@ -100,4 +101,5 @@ def engine_config(settings: Settings, worker_id: str) -> EngineConfig:
         grace_seconds=given.grace_seconds,
         retry=RetryPolicy(given.attempts, given.backoff_seconds, given.deadline_seconds),
         compression_level=settings.storage.compression_level,
+        profile=Profile(settings.storage.profile, settings.storage.compact_error),
     )

@@ -10,7 +10,7 @@ from app.api.once import AdminOnce, Once
 from app.api.paging import Cursor, Limit, Page, page_of, text_place
 from app.db.audit import Event
 from app.services import projects
-from app.services.projects import KeyView, NewKeyView, NewProjectView, ProjectView, Role
+from app.services.projects import KeyView, NewKeyView, NewProjectView, ProjectView, Role, StorageProfile
 
 router = APIRouter(prefix="/v1")
 
@@ -30,7 +30,12 @@ class ProjectChanges(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     default_license: str | None = Field(
-        max_length=512, description="Null: prompts without one become NOASSERTION."
+        None, max_length=512, description="Null: prompts without one become NOASSERTION."
+    )
+    storage_profile: StorageProfile | None = Field(
+        None,
+        description="`fp16`, or `compact`: about a third smaller, every logprob within 1/128 nat (or what the settings "
+        "say). Null: as the settings say.",
     )
 
 
@@ -102,12 +107,18 @@ def change_project(
     who: Admin,
     body: Annotated[
         ProjectChanges,
-        Body(openapi_examples={"a default licence": {"value": {"default_license": "CC0-1.0"}}}),
+        Body(
+            openapi_examples={
+                "a default licence": {"value": {"default_license": "CC0-1.0"}},
+                "smaller segments": {"value": {"storage_profile": "compact"}},
+            }
+        ),
     ],
 ) -> ProjectView:
-    """The default licence holds for prompts that are appended from now on."""
-    note(session, who, Event("project.change", who.project_id, {"default_license": body.default_license}))
-    return projects.change_default_license(session, who.project_id, body.default_license)
+    """What is given is changed, from now on: for prompts that are appended, for segments that are written."""
+    changes = body.model_dump(mode="json", exclude_unset=True)
+    note(session, who, Event("project.change", who.project_id, changes))
+    return projects.change(session, who.project_id, changes)
 
 
 @router.post("/keys", status_code=201, response_model=NewKeyView, tags=["keys"], summary="Create a key")

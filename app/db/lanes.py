@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, exists, func, select, update
 
-from app.db.models import Job, Lane, Shard, Stage, Teacher
+from app.db.models import Job, Lane, Project, Shard, Stage, Teacher
 from app.db.session import db_now
 from app.domain.lifecycle import JobStatus, ShardStatus
 from app.domain.prices import Price
@@ -39,12 +39,21 @@ class LaneSpec:
     job_cap: int | None
     teacher_cap: int | None
     reuse: bool
+    storage_profile: str | None  # of the project; None: the settings decide
 
 
 def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
     row = connection.execute(
-        select(Lane, Job.project_id, Job.priority, Job.max_in_flight.label("job_cap"), Job.reuse)
+        select(
+            Lane,
+            Job.project_id,
+            Job.priority,
+            Job.max_in_flight.label("job_cap"),
+            Job.reuse,
+            Project.storage_profile,
+        )
         .join(Job, Job.id == Lane.job_id)
+        .join(Project, Project.id == Job.project_id)
         .where(Lane.job_id == job_id, Lane.teacher == teacher)
     ).one()
     # Address, secret and options are the teacher's present ones (a moved server is the same teacher);
@@ -85,6 +94,7 @@ def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
         job_cap=row.job_cap,
         teacher_cap=now.max_in_flight,
         reuse=row.reuse,
+        storage_profile=row.storage_profile,
     )
 
 

@@ -52,6 +52,7 @@ class Project(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     default_license: Mapped[str | None]
+    storage_profile: Mapped[str | None]  # fp16 | compact; None: the settings decide
     created_at: Mapped[float]
 
 

@@ -43,8 +43,9 @@ def project(session: Session, project_id: str) -> Project:
     return session.execute(select(Project).where(Project.id == project_id)).scalar_one()
 
 
-def set_default_license(session: Session, project_id: str, default_license: str | None) -> None:
-    session.execute(update(Project).where(Project.id == project_id).values(default_license=default_license))
+def change(session: Session, project_id: str, changes: dict[str, str | None]) -> None:
+    """`changes`: column → value, of `default_license` and `storage_profile`."""
+    session.execute(update(Project).where(Project.id == project_id).values(**changes))
 
 
 def add_key(

@@ -18,8 +18,8 @@ from app.domain.lifecycle import CompletionStatus
 from app.domain.prices import dollars
 from app.errors import NotFound, StorageError
 from app.services.job_views import moment
-from app.storage.lookup import rows_of
 from app.storage.places import Storage
+from app.storage.segment_reader import rows_of
 from app.storage.token_table import columns_of, decode_part
 
 

@@ -20,6 +20,11 @@ from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
 SECRET_PREFIX = "rtk_"
 
 
+class StorageProfile(StrEnum):
+    FP16 = "fp16"
+    COMPACT = "compact"
+
+
 class Role(StrEnum):
     READER = "reader"
     WRITER = "writer"
@@ -46,6 +51,9 @@ class ProjectView(BaseModel):
     id: str
     name: str
     default_license: str | None = Field(description="SPDX expression that prompts without a licence take.")
+    storage_profile: StorageProfile | None = Field(
+        None, description="How logprobs of jobs are kept; null: as the service's settings say."
+    )
     created_at: datetime
 
 
@@ -101,9 +109,13 @@ def project(session: Session, project_id: str) -> ProjectView:
     return ProjectView.model_validate(rows.project(session, project_id))
 
 
-def change_default_license(session: Session, project_id: str, default_license: str | None) -> ProjectView:
-    """For prompts that are appended from now on."""
-    rows.set_default_license(session, project_id, checked_license(default_license))
+def change(session: Session, project_id: str, changes: dict[str, str | None]) -> ProjectView:
+    """`changes`: `default_license`, for prompts that are appended, and `storage_profile`, for segments that are
+    written from now on."""
+    if "default_license" in changes:
+        changes = {**changes, "default_license": checked_license(changes["default_license"])}
+    if changes:
+        rows.change(session, project_id, changes)
     return project(session, project_id)
 
 

@@ -56,9 +56,9 @@ def token_table(rows: Sequence[tuple[int, int, TokenColumns]]) -> pa.Table:
     columns = [row[2] for row in rows]
     lengths = np.array([len(c) for c in columns], np.int64)
     ks = np.array([c.k for c in columns], np.int16)
-    token_offsets = _offsets(lengths)
-    candidate_offsets = _offsets(lengths * ks)
-    prompt_offsets = _offsets(np.array([c.prompt_ids.shape[0] for c in columns], np.int64))
+    token_offsets = offsets_of(lengths)
+    candidate_offsets = offsets_of(lengths * ks)
+    prompt_offsets = offsets_of(np.array([c.prompt_ids.shape[0] for c in columns], np.int64))
     arrays: dict[str, Any] = {
         "prompt_number": pa.array(np.array([row[0] for row in rows], np.int64)),
         "sample_index": pa.array(np.array([row[1] for row in rows], np.int16)),
@@ -111,7 +111,8 @@ def _values(table: pa.Table, name: str, row: int) -> NDArray[Any]:
     return values
 
 
-def _offsets(lengths: NDArray[np.int64]) -> pa.Array:
+def offsets_of(lengths: NDArray[np.int64]) -> pa.Array:
+    """List offsets of rows with so many items: int32 [rows + 1]."""
     ends = np.concatenate(([0], np.cumsum(lengths)))
     if ends[-1] >= 2**31:
         raise OverflowError("more than 2³¹ numbers in one table: make smaller ones")

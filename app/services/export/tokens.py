@@ -1,11 +1,10 @@
 """Token columns of a page of rows: taken out of segments and parts, a row group in memory at a time and shard."""
 
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
@@ -15,6 +14,7 @@ from app.errors import StorageError
 from app.exporters import lists
 from app.exporters.batch import TOKENS
 from app.storage.places import Storage
+from app.storage.segment_reader import SegmentReader
 from app.storage.token_table import SCHEMA, decode_part
 
 _SHARD, _PROMPT, _SAMPLE, _N_TOKENS = (
@@ -94,51 +94,27 @@ class Tokens:
 
 
 class _Segment:
-    """A segment that is read row group by row group."""
+    """A segment that keeps the row group which was read last."""
 
     def __init__(self, storage: Storage, path: str) -> None:
-        self._path = path
-        self._file: IO[bytes] = storage.open(path)
-        with _told(path):
-            self._parquet = pq.ParquetFile(self._file)
-            column = self._parquet.schema_arrow.get_field_index("prompt_number")
-            metadata = self._parquet.metadata
-            statistics = [
-                metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)
-            ]
-            self._bounds = [(one.min, one.max) for one in statistics]
+        self._reader = SegmentReader(storage, path)
         self._last: tuple[int, pa.Table] | None = None
 
     def groups(self, keys: Keys) -> Iterator[pa.Table]:
         """The row groups that may hold some of these rows."""
         first, last = int(keys.min()) >> 16, int(keys.max()) >> 16
-        for number, (low, high) in enumerate(self._bounds):
+        for number, (low, high) in enumerate(self._reader.bounds):
             if high >= first and low <= last:
                 yield self._group(number)
 
     def _group(self, number: int) -> pa.Table:
         if self._last is None or self._last[0] != number:
             self._last = None
-            with _told(self._path):
-                read = self._parquet.read_row_group(number).replace_schema_metadata(None).cast(SCHEMA)
-            self._last = (number, read)
+            self._last = (number, self._reader.group(number))
         return self._last[1]
 
     def close(self) -> None:
-        self._file.close()
-
-
-class _told:  # noqa: N801 - reads as a word
-    """Translates what Parquet says of a damaged file."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, pa.ArrowException | OSError | ValueError):
-            raise StorageError(f"segment {self._path} is damaged: {error}") from error
+        self._reader.close()
 
 
 def _positions(keys: Keys, table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from app.storage.segments import FP16, Profile
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -31,3 +33,4 @@ class EngineConfig:
     grace_seconds: float
     retry: RetryPolicy
     compression_level: int
+    profile: Profile = FP16

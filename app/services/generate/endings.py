@@ -18,7 +18,7 @@ from app.services.generate import recording
 from app.services.generate.calls import Outcome
 from app.services.generate.config import EngineConfig
 from app.services.generate.holdings import Holdings
-from app.services.generate.lane import LaneState, binding
+from app.services.generate.lane import LaneState, binding, profile_of
 from app.services.generate.ledger import Ledger
 from app.services.generate.recorder import Recorder
 from app.services.generate.replicas import LaneDown
@@ -119,6 +119,7 @@ class Endings:
                             run,
                             binding(lane),
                             self._config.compression_level,
+                            profile_of(lane, self._config.profile),
                             lambda: not run.lost,
                         )
                     )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
@@ -10,6 +10,7 @@ from app.db import lanes
 from app.services.generate.admission import LaneGate, Permit
 from app.services.generate.replicas import LaneDown
 from app.services.generate.work import ShardRun, Unit
+from app.storage.segments import Profile
 from app.teachers.base import Capabilities
 
 LaneKey = tuple[str, int]  # job id, position of the teacher in the job
@@ -97,3 +98,12 @@ def binding(lane: LaneState) -> dict[str, JsonValue]:
         "logprobs_temperature": 1.0,
         "stages": stages,
     }
+
+
+def profile_of(lane: LaneState, default: Profile) -> Profile:
+    """How the lane's logprobs are kept: as its project says, else as the settings do."""
+    match lane.spec.storage_profile:
+        case "fp16" | "compact" as name:
+            return replace(default, name=name)
+        case _:
+            return default

@@ -16,7 +16,7 @@ from app.domain.prices import nano
 from app.services.generate.calls import Outcome
 from app.services.generate.work import ShardRun
 from app.storage.places import Storage
-from app.storage.segments import SegmentFile, read_segment, write_segment
+from app.storage.segments import Profile, SegmentFile, read_segment, write_segment
 from app.storage.token_table import decode_part, encode_part, token_table
 from app.teachers.prices import price_of, prompt_tokens_billed
 
@@ -146,6 +146,7 @@ def finish_shard(
     run: ShardRun,
     binding: dict[str, JsonValue],
     level: int,
+    profile: Profile,
     still_ours: Callable[[], bool],
 ) -> str:
     """Compact a shard whose samples are all recorded, and mark it finished.
@@ -167,7 +168,7 @@ def finish_shard(
         if old is not None:
             tables.insert(0, read_segment(storage, old[0]))
         path = f"segments/{claim.job_id}/{claim.shard_id:08d}-e{claim.epoch}-g{generation}.parquet"
-        written = write_segment(storage, path, tables, binding, level)
+        written = write_segment(storage, path, tables, binding, level, profile)
     outcome = _commit_end(database, owner, claim, generation, written) if still_ours() else "lost"
     if written is not None:
         # The loser's file is an orphan at once; a superseded generation is one from now on.

@@ -5,13 +5,23 @@ from pathlib import Path
 from shutil import copyfileobj
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from app.domain.columns import TokenColumns, token_columns
 from app.errors import StorageError
 from app.storage.places import LocalFolder
-from app.storage.segments import read_segment, segment_metadata, verify_segment, write_segment
+from app.storage.segment_reader import rows_of
+from app.storage.segments import (
+    FP16,
+    Profile,
+    read_segment,
+    rewrite_segment,
+    segment_metadata,
+    verify_segment,
+    write_segment,
+)
 from app.storage.token_table import columns_of, token_table
 
 
@@ -21,11 +31,6 @@ def columns(rng: np.random.Generator, tokens: int, k: int) -> TokenColumns:
     return token_columns(
         ids[:, 0].copy(), ids, lp, lp[:, 0].copy(), k, prompt_ids=rng.integers(0, 9, 4).astype(np.int32)
     )
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> LocalFolder:
-    return LocalFolder(tmp_path)
 
 
 def test_what_is_written_is_read_sorted_and_rounded(storage: LocalFolder) -> None:
@@ -55,6 +60,33 @@ def test_what_is_written_is_read_sorted_and_rounded(storage: LocalFolder) -> Non
         "profile": "fp16",
         "k": 8,
     }
+
+
+@pytest.mark.parametrize("profile", [FP16, Profile("compact"), Profile("compact", 1 / 16)])
+def test_a_segment_that_is_written_again_without_some_rows_loses_nothing_more(
+    storage: LocalFolder, profile: Profile
+) -> None:
+    rng = np.random.default_rng(5)
+    rows = [(number, index, columns(rng, 9, 6)) for number in range(4) for index in range(2)]
+    bound = {"engine": "test"}
+    first = write_segment(storage, "a", [token_table(rows)], bound, profile=profile)
+    same = rewrite_segment(storage, "a", "b", set())
+    assert first.sha256 == same.sha256
+    rewrite_segment(storage, "a", "c", {(1, 0), (3, 1)})
+    before, after = read_segment(storage, "a"), read_segment(storage, "c")
+    kept = [i for i, row in enumerate(rows) if row[:2] not in {(1, 0), (3, 1)}]
+    assert after.equals(before.take(pa.array(kept)))
+    assert segment_metadata(storage, "c") == segment_metadata(storage, "a")
+
+
+def test_some_rows_of_a_segment(storage: LocalFolder) -> None:
+    rng = np.random.default_rng(6)
+    rows = [(number, 0, columns(rng, 3, 2)) for number in range(10)]
+    for profile in (FP16, Profile("compact")):
+        write_segment(storage, "a", [token_table(rows)], {}, profile=profile)
+        found = rows_of(storage, "a", {2, 7, 99})
+        assert found.equals(read_segment(storage, "a").take(pa.array([2, 7])))
+        assert rows_of(storage, "a", {99}).num_rows == rows_of(storage, "a", ()).num_rows == 0
 
 
 def test_equal_input_gives_equal_bytes(storage: LocalFolder) -> None:
