@@ -5,7 +5,8 @@ RetortError
 │   ├── InvalidLicense      not an SPDX expression
 │   ├── InvalidSignature    an export is not what was signed, or not by this key
 │   ├── InvalidRow          one line of a prompt set does not parse
-│   └── InvalidCursor       a page cursor that this service did not make
+│   ├── InvalidCursor       a page cursor that this service did not make
+│   └── Unfit               these rows cannot be exported in this format; says what would help
 ├── NotFound                no such thing in this project
 ├── Conflict                the thing is in a state that forbids this
 │   ├── Sealed              the prompt set is immutable
@@ -60,6 +61,10 @@ class InvalidRow(InvalidInput):
 
 class InvalidCursor(InvalidInput):
     kind = "invalid-cursor"
+
+
+class Unfit(InvalidInput):
+    kind = "export-unfit"
 
 
 class NotFound(RetortError):

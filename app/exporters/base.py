@@ -7,7 +7,7 @@ from typing import IO, Any, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from app.errors import InvalidInput
+from app.errors import Unfit as Unfit
 from app.policy.notice import StudentNotice
 
 
@@ -15,12 +15,6 @@ class FormatOptions(BaseModel):
     """Base of every format's options: typed, documented, and nothing that is not known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Unfit(InvalidInput):
-    """These rows cannot be written in this format; says why and what would help."""
-
-    kind = "export-unfit"
 
 
 @dataclass(frozen=True, slots=True)
