@@ -120,6 +120,7 @@ class ScriptedTeacher:
         self.busy_seconds = 0.0
         self.running = self.waiting = 0
         self.first_call = self.last_call = 0.0
+        self.answered_bytes = 0
         self._starts = 0.0  # of the answers that are being made, summed
         self.last_arrival = self.busy_at_last_arrival = 0.0
         self._slots = asyncio.Semaphore(script.slots or 1_000_000)
@@ -147,6 +148,7 @@ class ScriptedTeacher:
                 "prompts": len(self.by_prompt),
                 "most_for_one_prompt": max(self.by_prompt.values(), default=0),
                 "faults": dict(self.faults),
+                "answered_bytes": self.answered_bytes,
                 "busy_seconds": self.busy_seconds,
                 "running": self.running,
                 "waiting": self.waiting,
@@ -162,7 +164,7 @@ class ScriptedTeacher:
         self.script = Script.model_validate_json(await request.read())
         self._slots = asyncio.Semaphore(self.script.slots or 1_000_000)
         if request.query.get("reset"):
-            self.calls = self.samples = 0
+            self.calls = self.samples = self.answered_bytes = 0
             self.by_prompt.clear()
             self.faults.clear()
             self.busy_seconds = self.first_call = self.last_call = 0.0
@@ -276,6 +278,7 @@ class ScriptedTeacher:
             late = await after(request, fault, payload, kind)
             if late is not None:
                 return late
+        self.answered_bytes += len(payload)
         return web.Response(body=payload, content_type=kind)
 
     async def _generate(self, tokens: int) -> None:

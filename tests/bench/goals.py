@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from tests.bench.readings import Readings, Spread
 
+SLOTS = "64 slots, 10 ms per token, 16–256 tokens"
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -44,5 +46,34 @@ GOALS = (
         "the same with k = 20 by chat JSON, by a bare parsing client's",
         *("answers", "64 tokens, k = 20", "retort", "cpu_us_per_row", 1.7),
         against="aiohttp",
+    ),
+    Goal(
+        "slot-seconds of a saturated engine that a job keeps busy, shard borders included, %",
+        *("slots", SLOTS, "retort", "busy_share_saturated", 98.0),
+        at_most=False,
+    ),
+    Goal(
+        "tokens per CPU-second by the compact route, by those of chat JSON, k = 20",
+        *("routes", "512 tokens, k = 20, by route", "compact", "tokens_per_cpu_second", 10.0),
+        at_most=False,
+        against="chat",
+    ),
+    Goal(
+        "bytes per token on the wire by the compact route, k = 20",
+        *("routes", "512 tokens, k = 20, by route", "compact", "wire_bytes_per_token", 180.0),
+    ),
+    *(
+        Goal(
+            f"worker's CPU per row in a job of {rows:,} rows, by that of 10,000",
+            *("scale", f"{rows:,} rows", "retort", "cpu_us_per_row", 1.1),
+            of_case="10,000 rows",
+        )
+        for rows in (100_000, 1_000_000)
+    ),
+    Goal(
+        "export's speed, by a bare pyarrow writer's",
+        *("life", "export to Parquet, k = 20", "retort", "rows_per_second", 0.6),
+        at_most=False,
+        against="pyarrow",
     ),
 )

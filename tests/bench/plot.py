@@ -10,6 +10,7 @@ from tests.bench.report import RATIOS, Run, limit_of, number, title_of
 SHOWN = {
     "answers": "cpu_us_per_row",
     "slots": "busy_share_saturated",
+    "routes": "cpu_us_per_token",
     "scale": "cpu_us_per_row",
 }
 """Which figure of a measure is drawn."""

@@ -8,12 +8,12 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.contenders import LIMIT, TITLES, WRITER
+from tests.bench.contenders import LIMITS, TITLES
 from tests.bench.goals import GOALS
 from tests.bench.measures import MEASURES
 from tests.bench.readings import FIGURES, Reading, Readings, Spread
 
-RATIOS = ("cpu_us_per_row", "rows_per_second", "cpu_us_per_token")
+RATIOS = ("cpu_us_per_row", "rows_per_second", "cpu_us_per_token", "tokens_per_cpu_second")
 """Figures that are also told as a multiple of the bare client's."""
 
 _LEGEND = (
@@ -79,7 +79,7 @@ def rows_of(readings: Readings, measure: str, case: str) -> tuple[list[str], lis
 
 def limit_of(contenders: list[str]) -> str | None:
     """Which of these contenders the others are measured against."""
-    return next((name for name in (LIMIT, WRITER) if name in contenders and len(contenders) > 1), None)
+    return next((name for name in LIMITS if name in contenders and len(contenders) > 1), None)
 
 
 def title_of(contender: str) -> str:

@@ -24,6 +24,7 @@ class Sizes:
     slots: int
     slot_rows: int
     seconds_per_token: float
+    routed: int
     submitted: int
     exported: int
 
@@ -35,6 +36,7 @@ NORMAL = Sizes(
     slots=64,
     slot_rows=3000,
     seconds_per_token=0.01,
+    routed=100,
     submitted=20_000,
     exported=20_000,
 )
@@ -45,6 +47,7 @@ SMOKE = Sizes(
     slots=4,
     slot_rows=24,
     seconds_per_token=0.0005,
+    routed=2,
     submitted=100,
     exported=50,
 )

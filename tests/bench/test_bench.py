@@ -36,8 +36,8 @@ def test_every_measure_runs_and_is_reported(tmp_path: Path) -> None:
     assert run.readings.measures() == list(MEASURES)
     for measure in MEASURES:
         for case in run.readings.cases(measure):
-            assert "retort" in run.readings.contenders(measure, case)
-    assert {r.contender for r in run.readings.all} == {"aiohttp", "retort", "pyarrow"}
+            known = {"retort"} if measure != "routes" else {"chat", "completions", "compact"}
+            assert known <= set(run.readings.contenders(measure, case))
     assert all(r.value >= 0 for r in run.readings.all)
     calls = run.readings.spread("answers", "64 tokens, k = 20", "aiohttp", "calls_per_row")
     assert calls is not None

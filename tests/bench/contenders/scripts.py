@@ -108,6 +108,10 @@ def _ended(title: str, log: Path) -> RuntimeError:
 
 AIOHTTP = Script("aiohttp", "bare aiohttp client", "bench/bare_client.py", client="aiohttp")
 HTTPX = Script("httpx", "bare httpx client", "bench/bare_client.py", client="httpx")
+ROUTES = tuple(
+    Script(route, f"by {route}", "bench/route_client.py", client=route)
+    for route in ("chat", "completions", "compact")
+)
 DISTILABEL = Script(
     "distilabel",
     "distilabel",
