@@ -76,6 +76,7 @@ def service(
     shutil.copyfile(migrated_sqlite, folder / "retort.db")
     database, grace = f"sqlite:///{folder / 'retort.db'}", {"RETORT_ENGINE__GRACE_SECONDS": "1"}
     with running_service(database, valkey_server.url, folder / "data", settings=grace) as made:
+        made.call("PATCH", "/v1/project", json={"default_license": "CC0-1.0"})  # else no export
         made.call(
             "POST",
             "/v1/teachers",
