@@ -14,9 +14,10 @@ from app.api.dependencies import Reader, Reading, ResourcesDep, Writer, Writing,
 from app.api.once import WriterOnce, json_answer
 from app.api.paging import Cursor, Limit, Page, page_of, text_place
 from app.db.audit import Event
-from app.errors import StorageError
+from app.errors import PolicyRefusal, StorageError
 from app.services import export as exports
 from app.services.export import ExportForecast, ExportSpec, ExportView, FormatView
+from app.services.policy import keep_refusal
 from app.storage.places import Storage
 
 router = APIRouter(prefix="/v1", tags=["exports"])
@@ -45,6 +46,17 @@ _EXAMPLES: Any = {
                 "metadata": [{"path": "difficulty", "min": 3}],
             },
             "split": {"train": 0.9, "validation": 0.1},
+        }
+    },
+}
+
+
+_STREAM_EXAMPLES: Any = {
+    "chat messages": {"value": {"format": "jsonl", "selection": {"jobs": ["job_01"]}}},
+    "conversations only": {
+        "value": {
+            "options": {"columns": "messages", "reasoning": "think"},
+            "selection": {"jobs": ["job_01"], "finish_reasons": ["stop"]},
         }
     },
 }
@@ -109,6 +121,44 @@ def create_export(
             },
         ),
     )
+
+
+@router.post(
+    "/exports/stream",
+    summary="Stream rows",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
+)
+def stream_rows(
+    session: Writing,
+    who: Writer,
+    given: ResourcesDep,
+    body: Annotated[ExportSpec, Body(openapi_examples=_STREAM_EXAMPLES)],
+) -> StreamingResponse:
+    """The selected rows as lines of JSON, as fast as you read them, from the database: nothing is stored.
+
+    It takes what an export takes, is judged as one, and holds the rows that are recorded when it begins. Formats of
+    lines only. It ends when you leave. An answer that breaks off is not whole: its last chunk is missing. It cannot go
+    on where it broke; make an export for that.
+
+    ```sh
+    curl -sN http://127.0.0.1:8321/v1/exports/stream -H "Authorization: Bearer $RETORT_API_KEY" \\
+      -H 'Content-Type: application/json' -d '{"selection": {"jobs": ["'$JOB'"]}}' | head -n 3
+    ```
+    """
+    try:
+        found = exports.stream(
+            session, given.engine, given.storage, who.project_id, who.key_id, body, given.policy_rules
+        )
+    except PolicyRefusal as refused:
+        session.rollback()
+        keep_refusal(given.engine, who.project_id, who.key_id, refused)
+        raise
+    event = Event(
+        "export.stream", body.selection.jobs[0], {"jobs": list(body.selection.jobs), "format": body.format}
+    )
+    note(session, who, event)
+    return StreamingResponse(found.lines(given.stopping), media_type="application/x-ndjson")
 
 
 @router.get("/exports", response_model=Page[ExportView], summary="List exports")

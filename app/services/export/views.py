@@ -15,11 +15,11 @@ from app.domain.lifecycle import ExportStatus
 from app.domain.sampling import IntendedUse
 from app.domain.splits import Split
 from app.errors import Conflict, NotFound, PolicyRefusal
-from app.exporters import exporter, format_of, known_formats
+from app.exporters import Exporter, exporter, format_of, known_formats
 from app.policy.decisions import Decision
 from app.policy.rules import PolicyRules
 from app.services import policy
-from app.services.export.facts import facts
+from app.services.export.facts import JobFacts, facts
 from app.services.export.judging import Verdict, verdict
 from app.services.export.spec import ExportSpec, FileSize, Layout, Selection, wanted
 from app.services.job_views import moment
@@ -117,24 +117,15 @@ def forecast(
 def _asked(
     session: Session, project_id: str, key_id: str, spec: ExportSpec, rules: PolicyRules
 ) -> tuple[Export, Verdict]:
-    made = exporter(spec.format, spec.options)
-    selection = wanted(spec.selection)
-    names = []
-    for job_id in spec.selection.jobs:
-        job = job_rows.get(session, project_id, job_id)
-        if job is None:
-            raise NotFound(f"there is no job {job_id!r} in this project")
-        names.append(job.name)
-    connection = session.connection()
-    jobs = facts(connection, selection)
-    made.check([binding for one in jobs for binding in one.bindings()])
+    _, jobs, name = checked(session, project_id, spec)
+    selection, connection = wanted(spec.selection), session.connection()
     completed = export_rows.completed(connection, selection.jobs)
     expected = sum(completed.get((one.id, lane.position), 0) for one in jobs for lane in one.lanes)
     _, judged = verdict(connection, project_id, jobs, selection, spec.intended_use, spec.on_refusal, rules)
     export = Export(
         id=new_id("exp"),
         project_id=project_id,
-        name=spec.name or names[0],
+        name=spec.name or name,
         status=ExportStatus.READY,
         selection=selection.model_dump(mode="json", exclude_unset=True),
         format=spec.format,
@@ -149,6 +140,23 @@ def _asked(
         created_at=db_now(),
     )
     return export, judged
+
+
+def checked(session: Session, project_id: str, spec: ExportSpec) -> tuple[Exporter, list[JobFacts], str]:
+    """The format bound to its options, the jobs that were selected, the first one's name.
+
+    Raises `InvalidInput`, `Unfit`, `NotFound`, as `create` does.
+    """
+    made = exporter(spec.format, spec.options)
+    names = []
+    for job_id in spec.selection.jobs:
+        job = job_rows.get(session, project_id, job_id)
+        if job is None:
+            raise NotFound(f"there is no job {job_id!r} in this project")
+        names.append(job.name)
+    jobs = facts(session.connection(), wanted(spec.selection))
+    made.check([binding for one in jobs for binding in one.bindings()])
+    return made, jobs, names[0]
 
 
 def _views(session: Session, exports: list[Export], files: dict[str, list[ExportFile]]) -> list[ExportView]:
