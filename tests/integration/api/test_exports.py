@@ -19,7 +19,8 @@ from .conftest import LOCAL, Made
 def job(app: FastAPI, made: Made) -> str:
     """Three prompts that are answered; the second one failed."""
     made.teacher("a")
-    found: str = made.job(teachers=["a"], top_logprobs=2)["id"]
+    prompts = made.prompt_set([{"prompt": text, "license": "CC0-1.0"} for text in ("one", "two", "three")])
+    found: str = made.job(teachers=["a"], top_logprobs=2, prompt_set=prompts["id"])["id"]
     given = app.state.resources
     work_off(
         given.engine, given.storage, found, 1, lambda number, _: "teacher-permanent" if number == 1 else None
