@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, delete, select
 
 from app.db import workers
+from app.db.export_models import Export, ExportFile
 from app.db.models import IdempotentRequest, Job, Pace, Segment, Shard, ShardAttempt, SlotGrant
 from app.db.session import db_now, reading, transaction
 from app.domain.clock import PACE_SECONDS
-from app.domain.lifecycle import ENDED
+from app.domain.lifecycle import ENDED, ExportStatus
+from app.errors import StorageError
 from app.storage.places import Storage
 
 log = logging.getLogger(__name__)
 
 _BATCH = 1000
+_YOUNG_SECONDS = 60.0
+_UNFINISHED_SECONDS = 86_400.0  # nobody writes at one file for a day
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,13 @@ def tidy(database: Engine, storage: Storage, keep: Retention) -> None:
         )
         shards = select(Shard.id).where(Shard.job_id.in_(ended))
         connection.execute(delete(ShardAttempt).where(ShardAttempt.shard_id.in_(shards)))
-    for path in orphans(database, storage, keep.lease_seconds):
+    age = max(_YOUNG_SECONDS, keep.lease_seconds)
+    for path in (*orphans(database, storage, age), *export_orphans(database, storage, age)):
         log.info("orphan file %s is deleted", path)
         storage.delete(path)
+    unfinished = storage.delete_unfinished(_UNFINISHED_SECONDS)
+    if unfinished:
+        log.info("%d files that nobody finished are deleted", unfinished)
 
 
 def orphans(database: Engine, storage: Storage, older_than_seconds: float) -> list[str]:
@@ -66,9 +74,49 @@ def orphans(database: Engine, storage: Storage, older_than_seconds: float) -> li
                     .where(Segment.path.in_(batch))
                 ).scalars()
             )
+        found += [path for path in batch if path not in known and _older(storage, path, older_than_seconds)]
+    return found
+
+
+def export_orphans(database: Engine, storage: Storage, older_than_seconds: float) -> list[str]:
+    """Files of exports that nothing points to: of attempts that died, of exports that were cancelled or deleted.
+
+    An export that is being made is left alone: its worker writes files before it tells of them.
+    """
+    found: list[str] = []
+    files = list(storage.list("exports"))
+    for start in range(0, len(files), _BATCH):
+        batch = files[start : start + _BATCH]
+        ids = {path.split("/")[1] for path in batch}
+        with reading(database) as connection:
+            known = set(
+                connection.execute(select(ExportFile.path).where(ExportFile.path.in_(batch))).scalars()
+            )
+            untouched = set(
+                connection.execute(
+                    select(Export.id).where(Export.id.in_(ids), Export.status == ExportStatus.RUNNING)
+                ).scalars()
+            )
+            # Files of an earlier version have no path of their own.
+            untouched |= set(
+                connection.execute(
+                    select(ExportFile.export_id).where(
+                        ExportFile.export_id.in_(ids), ExportFile.path.is_(None)
+                    )
+                ).scalars()
+            )
         found += [
             path
             for path in batch
-            if path not in known and storage.age_seconds(path) > max(60.0, older_than_seconds)
+            if path not in known
+            and path.split("/")[1] not in untouched
+            and _older(storage, path, older_than_seconds)
         ]
     return found
+
+
+def _older(storage: Storage, path: str, seconds: float) -> bool:
+    try:
+        return storage.age_seconds(path) > seconds
+    except StorageError:
+        return False  # somebody else deleted it meanwhile

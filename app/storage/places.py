@@ -81,6 +81,10 @@ class Storage(Protocol):
 
     def delete_folder(self, folder: str) -> None: ...
 
+    def delete_unfinished(self, older_than_seconds: float) -> int:
+        """Remove what writers left behind that were killed. Returns how many files that were."""
+        ...
+
 
 def open_storage(url: str) -> Storage:
     """The storage behind a URL: a folder's path, `file://…` or `s3://bucket/prefix`."""
@@ -230,6 +234,17 @@ class LocalFolder:
             return
         except OSError as error:
             raise StorageError(f"{folder} cannot be deleted: {error.strerror or error}") from error
+
+    def delete_unfinished(self, older_than_seconds: float) -> int:
+        n = 0
+        for file in self._root.rglob(f"*{PARTIAL}"):
+            try:
+                if time.time() - file.stat().st_mtime > older_than_seconds:
+                    file.unlink()
+                    n += 1
+            except FileNotFoundError:
+                continue  # it was finished, or somebody else was faster
+        return n
 
     def _missing(self, path: str, error: OSError) -> StorageError:
         return StorageError(f"{path} cannot be read under {self._root}: {error.strerror or error}")
