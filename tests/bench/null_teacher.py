@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 import orjson
@@ -131,8 +131,7 @@ class Nginx:
 
     def __enter__(self) -> "Nginx":
         nginx = program()
-        for shape in self._shapes:
-            _lay_out(self._folder, shape)
+        _lay_out(self._folder, self._shapes)
         self._folder.chmod(0o755)
         config = self._folder / "nginx.conf"
         owner = f"user {self._folder.owner()};" if self._folder.owner() == "root" else ""
@@ -215,29 +214,33 @@ def null_teacher(folder: Path, shapes: list[Shape], cores: set[int] | None = Non
             yield nginx
 
 
-def _lay_out(folder: Path, shape: Shape) -> None:
-    """Ask the scripted teacher once, and keep what it says."""
-    root = folder / "www" / shape.name
-    (root / "v1" / "chat").mkdir(parents=True)
-    # One candidate more than wanted is asked of vLLM: the sampled token may take the place of the last one.
-    asked = shape.k + 1 if shape.k else 0
-    chat = {
+def _lay_out(folder: Path, shapes: list[Shape]) -> None:
+    """Ask the scripted teacher once for each shape, and keep what it says."""
+    with (
+        ScriptedServer({"max_logprobs": 1 + max(shape.k for shape in shapes)}, folder) as scripted,
+        httpx.Client(base_url=scripted.url, trust_env=False) as http,
+    ):
+        for shape in shapes:
+            scripted.change(tokens=shape.tokens)
+            root = folder / "www" / shape.name
+            (root / "v1" / "chat").mkdir(parents=True)
+            for path, method, body in (
+                ("version", "GET", None),
+                ("v1/models", "GET", None),
+                ("v1/chat/completions", "POST", _question(shape)),
+            ):
+                answer = http.request(method, f"/{path}", content=body)
+                answer.raise_for_status()
+                (root / path).write_bytes(answer.content)
+
+
+def _question(shape: Shape) -> bytes:
+    asked: dict[str, Any] = {
         "model": MODEL,
         "messages": [{"role": "user", "content": "What is the answer?"}],
         "seed": 1,
         "return_token_ids": True,
-        **({"logprobs": True, "top_logprobs": asked, "return_tokens_as_token_ids": True} if asked else {}),
     }
-    script = {"tokens": shape.tokens, "max_logprobs": max(20, asked)}
-    with (
-        ScriptedServer(script, folder) as scripted,
-        httpx.Client(base_url=scripted.url, trust_env=False) as http,
-    ):
-        for path, method, body in (
-            ("version", "GET", None),
-            ("v1/models", "GET", None),
-            ("v1/chat/completions", "POST", chat),
-        ):
-            answer = http.request(method, f"/{path}", content=None if body is None else orjson.dumps(body))
-            answer.raise_for_status()
-            (root / path).write_bytes(answer.content)
+    if shape.k:  # one more than wanted: the sampled token may take the place of the last one
+        asked |= {"logprobs": True, "top_logprobs": shape.k + 1, "return_tokens_as_token_ids": True}
+    return orjson.dumps(asked)

@@ -42,6 +42,11 @@ class ScriptedServer:
         found: dict[str, Any] = httpx.get(f"{self.url}/_stats", trust_env=False).json()
         return found
 
+    def change(self, **script: Any) -> None:
+        """Another script from now on; counters back to zero."""
+        self._script |= script
+        self.reset()
+
     def reset(self) -> None:
         """Counters back to zero."""
         answer = httpx.post(f"{self.url}/_script", params={"reset": "1"}, json=self._script, trust_env=False)
