@@ -33,6 +33,7 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
     work_off(given.engine, given.storage, job, 1, lambda *_: "x")
     assert api.post(f"{path}/retry").status_code == 200
     assert api.post(f"{path}/cancel").status_code == 200
+    api.post("/v1/exports/stream", json={"selection": {"jobs": [job]}})
     export = api.post("/v1/exports", json={"selection": {"jobs": [job]}}).json()["id"]
     api.post(f"/v1/exports/{export}/cancel")
     api.delete(f"/v1/exports/{export}")
@@ -52,6 +53,7 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
         "export.cancel",
         "export.create",
         "export.delete",
+        "export.stream",
         "job.cancel",
         "job.end",
         "job.pause",
@@ -87,7 +89,7 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
 
 # create: project, key, set, teacher, job, export, override; change: project, teacher; append, seal, probe;
 # pause, resume, cancel, retry; cancel: export; revoke: key, override; delete: teacher, export
-LOGGED = 21
+LOGGED = 22
 
 
 def test_no_secret_and_no_content_is_in_the_log(app: FastAPI, api: TestClient, made: Made) -> None:
