@@ -33,6 +33,10 @@ TAGS = [
     {"name": "completions", "description": "What teachers answered, one row per sample."},
     {"name": "exports", "description": "Immutable datasets with a manifest."},
     {
+        "name": "lineage",
+        "description": "From a row back to its origin; from an origin to the exports that hold it.",
+    },
+    {
         "name": "policy",
         "description": "What terms and licences permit, decisions with their reasons, and overrides.",
     },

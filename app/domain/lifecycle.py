@@ -55,6 +55,7 @@ class ShardStatus(StrEnum):
 class CompletionStatus(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
+    REMOVED = "removed"  # taken down: its text and tokens are gone, its hashes stay
     RETRY = "retry"  # failed once, asked for again: the row is replaced by the next outcome
 
 
