@@ -18,6 +18,8 @@ from app.services.bootstrap import ensure_first_project
 from app.settings import Settings
 from app.teachers.base import Capabilities, GenerateRequest, Generation
 
+from .conformance import conformance
+
 LOCAL = ("127.0.0.1", 50_000)
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -80,10 +82,11 @@ def real_app(settings: Settings, rung: Rung) -> Iterator[FastAPI]:
 
 @contextmanager
 def administering(app: FastAPI, settings: Settings) -> Iterator[TestClient]:
-    """A client with the first admin key, on this machine."""
+    """A client with the first admin key, on this machine. Every answer must be what OpenAPI says."""
     ensure_first_project(app.state.resources.engine, settings.key_file, settings.default_license)
     with TestClient(app, client=LOCAL, raise_server_exceptions=False) as client:
         client.headers["Authorization"] = f"Bearer {settings.key_file.read_text().strip()}"
+        client.event_hooks = {"request": [], "response": [conformance(app)]}
         yield client
 
 

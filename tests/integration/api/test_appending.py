@@ -102,7 +102,7 @@ def test_lines_that_do_not_parse_are_reported_and_the_rest_goes_in(api: TestClie
     assert errors[3]["excerpt"].startswith("{not json")
     assert errors[4]["kind"] == "invalid-license"
     assert "typo: unknown field" in errors[5]["reason"]
-    assert "not int" in errors[6]["reason"]
+    assert "not a number" in errors[6]["reason"]
     assert "U+0000" in errors[7]["reason"]
     assert numbers(api, set_id) == [0, 1]
     assert api.get(f"/v1/prompt-sets/{set_id}").json()["n_errors"] == 7

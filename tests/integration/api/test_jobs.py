@@ -96,7 +96,7 @@ def test_more_logprobs_than_the_probe_found(app: FastAPI, api: TestClient, made:
     sealed = made.prompt_set()["id"]
     answer = api.post("/v1/jobs", json={"prompt_set": sealed, "teachers": ["t0"], "top_logprobs": 21})
     assert answer.status_code == 422
-    assert "at most 20; 21 were asked for" in answer.json()["detail"]
+    assert "at most 20 top logprobs; 21 were asked for" in answer.json()["detail"]
     assert made.job(prompt_set=sealed, top_logprobs=20)["status"] == "ready"
 
 
