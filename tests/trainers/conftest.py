@@ -14,6 +14,7 @@ import pytest
 
 from app.db.session import connect, session
 from app.domain.columns import TokenColumns, token_columns
+from app.policy.rules import PolicyRules
 from app.services import export
 from app.services.export import ExportSpec
 from app.storage.places import open_storage
@@ -104,7 +105,7 @@ def exported(capture: Capture, tmp_path_factory: pytest.TempPathFactory, migrate
     def make(name: str, **options: Any) -> Path:
         spec = {"format": name, "selection": {"jobs": [rows.id]}, "options": options}
         with session(database, writes=True) as work:
-            asked = export.create(work, "prj_1", "key_1", ExportSpec.model_validate(spec))
+            asked = export.create(work, "prj_1", "key_1", ExportSpec.model_validate(spec), PolicyRules())
         assert export.run_next(database, storage, "w1", 60, lambda: False, park_seconds=0)
         target = tmp_path_factory.mktemp(name)
         with session(database, writes=False) as work:
