@@ -26,6 +26,7 @@ Tokens, null in a row whose teacher told none (their meaning: `app.domain.column
     sampled_logprob  list<float32>   [T]     NaN where forced
     sampled_rank     list<int32>     [T]     1: likeliest, 0: outside the candidates
     tail_logmass     list<float32>   [T]     log(1 − Σ exp(candidates))
+    lp_dtype         string          how the candidates' logprobs were rounded: float16, or `steps of 0.015625` (nat)
 Row i of the signal is the distribution that token i was drawn from (token-aligned).
 """
 
@@ -110,6 +111,7 @@ TOKENS: Final = pa.schema(
         ("sampled_logprob", pa.list_(pa.float32())),
         ("sampled_rank", pa.list_(pa.int32())),
         ("tail_logmass", pa.list_(pa.float32())),
+        ("lp_dtype", pa.string()),
     ]
 )
 

@@ -35,6 +35,7 @@ _SIGNAL: Final[dict[str, pa.DataType]] = {
     "lp_capture": pa.string(),
     "lp_mode": pa.string(),
     "lp_temperature": pa.float32(),
+    "lp_dtype": pa.string(),
 }
 SCHEMA: Final = pa.schema([*columns.TEXT, *_SIGNAL.items()])
 REPEATED: Final = (
@@ -57,6 +58,7 @@ REPEATED: Final = (
     "chat_template_sha256",
     "lp_capture",
     "lp_mode",
+    "lp_dtype",
 )
 
 

@@ -102,7 +102,7 @@ def write_segment(
     def write(file: IO[bytes]) -> None:
         with pq.ParquetWriter(file, schema, **writer_options(level, schema)) as writer:
             for group in groups(table):
-                laid = compact.encoded(group, profile.step) if profile.name == "compact" else _rounded(group)
+                laid = compact.encoded(group, profile.step) if profile.name == "compact" else rounded(group)
                 writer.write_table(laid.cast(schema), row_group_size=max(1, group.num_rows))
 
     written = storage.write_atomically(path, write)
@@ -214,7 +214,8 @@ def round_to_fp16(values: "np.ndarray[Any, np.dtype[np.float32]]") -> "np.ndarra
         return values.astype(np.float16).astype(np.float32)
 
 
-def _rounded(table: pa.Table) -> pa.Table:
+def rounded(table: pa.Table) -> pa.Table:
+    """The same with candidates' logprobs as the profile `fp16` keeps them."""
     place = table.schema.get_field_index("topk_logprobs")
     field = SCHEMA.field("topk_logprobs")
     lists = table.column(place).combine_chunks()

@@ -15,12 +15,14 @@ from app.exporters import lists
 from app.exporters.batch import TOKENS
 from app.storage.places import Storage
 from app.storage.segment_reader import SegmentReader
+from app.storage.segments import rounded
 from app.storage.token_table import SCHEMA, decode_part
 
 _SHARD, _PROMPT, _SAMPLE, _N_TOKENS = (
     NAMES.index(name) for name in ("shard_id", "prompt_number", "sample_index", "n_tokens")
 )
 Keys = NDArray[np.int64]
+_FP16 = "float16"
 
 
 def _keys(prompt_numbers: Any, sample_indices: Any) -> Keys:
@@ -64,7 +66,7 @@ class Tokens:
             for table in self._tables(paths.get(shard_id), parts.get(shard_id, []), keys):
                 found, position = _positions(keys, table)
                 if found.any():
-                    tables.append(table.take(pa.array(position[found])))
+                    tables.append(_picked(table, position[found]))
                     where[at[found]] = n + np.arange(int(found.sum()))
                     n += int(found.sum())
             lost = at[where[at] < 0]
@@ -77,7 +79,8 @@ class Tokens:
 
     def _tables(self, path: str | None, parts: list[bytes], keys: Keys) -> Iterator[pa.Table]:
         for part in parts:
-            yield decode_part(part)
+            # As the segment will have them: the bytes of an export do not tell whether a shard had ended.
+            yield _with_dtype(rounded(decode_part(part)), _FP16)
         if path is not None:
             yield from self._segment(path).groups(keys)
 
@@ -99,6 +102,8 @@ class _Segment:
     def __init__(self, storage: Storage, path: str) -> None:
         self._reader = SegmentReader(storage, path)
         self._last: tuple[int, pa.Table] | None = None
+        told = self._reader.metadata
+        self._dtype = f"steps of {told['logprob_step']}" if told["profile"] == "compact" else _FP16
 
     def groups(self, keys: Keys) -> Iterator[pa.Table]:
         """The row groups that may hold some of these rows."""
@@ -110,11 +115,24 @@ class _Segment:
     def _group(self, number: int) -> pa.Table:
         if self._last is None or self._last[0] != number:
             self._last = None
-            self._last = (number, self._reader.group(number))
+            self._last = (number, _with_dtype(self._reader.group(number), self._dtype))
         return self._last[1]
 
     def close(self) -> None:
         self._reader.close()
+
+
+def _with_dtype(table: pa.Table, dtype: str) -> pa.Table:
+    repeated = pa.array([dtype]).take(pa.array(np.zeros(table.num_rows, np.int32)))
+    return table.append_column("lp_dtype", repeated)
+
+
+def _picked(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """These rows of a table; without a copy where they follow one another, as they mostly do."""
+    first = int(rows[0])
+    if (rows == np.arange(first, first + rows.size)).all():
+        return table.slice(first, rows.size)
+    return table.take(pa.array(rows))
 
 
 def _positions(keys: Keys, table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
@@ -128,11 +146,12 @@ def _positions(keys: Keys, table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[
 
 
 _SOURCES = {"lp_k": "k"}
+_EMPTY = SCHEMA.empty_table().append_column("lp_dtype", pa.array([], pa.string()))
 
 
 def _taken(tables: list[pa.Table], where: NDArray[np.int64]) -> list[pa.Array]:
     """Columns in the order of the page: row i is row `where[i]` of the tables one after another, null for −1."""
-    table = pa.concat_tables(tables).combine_chunks() if tables else SCHEMA.empty_table()
+    table = pa.concat_tables(tables).combine_chunks() if tables else _EMPTY
     there = where >= 0
     if not (there.all() and (where == np.arange(where.size)).all()):
         table = table.take(pa.array(where, mask=~there))

@@ -39,7 +39,8 @@ def test_the_same_rows_give_the_same_bytes_on_every_database_and_storage(
         database = connect(database_url)
         storage = open_storage(place)
         add_job(database, JOB)
-        complete(database, storage, JOB)
+        # Whether a shard has ended, and its tokens lie in a segment or still in parts, makes no difference either.
+        complete(database, storage, JOB, finish=place == bucket_url)
         set_times(database)
         for name in ("parquet", "jsonl") * 2:
             view = made(database, storage, format=name, **SMALL)
