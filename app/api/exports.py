@@ -127,7 +127,7 @@ def create_export(
     "/exports/stream",
     summary="Stream rows",
     response_class=StreamingResponse,
-    responses={200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"application/x-ndjson": {}}, "description": "A row a line."}},
 )
 def stream_rows(
     session: Writing,
