@@ -32,11 +32,29 @@ def split_reasoning(text: str, begun: bool = False) -> Reasoned:
 
 
 def reasoning_of(message: dict[str, object]) -> tuple[str | None, str]:
-    """(reasoning, content) of a chat message: `reasoning`, `reasoning_content`, or `<think>` text in `content`."""
-    content = message.get("content")
-    text = content if isinstance(content, str) else ""
+    """(reasoning, content) of a chat message: `reasoning`, `reasoning_content`, thinking parts, or None and the text.
+
+    `<think>` text in the content is left there: `split_reasoning` knows it.
+    """
+    trace, text = _parts_of(message.get("content"))
     for name in ("reasoning", "reasoning_content"):
-        trace = message.get(name)
-        if isinstance(trace, str) and trace:
-            return trace, text
-    return None, text
+        told = message.get(name)
+        if isinstance(told, str) and told:
+            return told, text
+    return trace, text
+
+
+def _parts_of(content: object) -> tuple[str | None, str]:
+    """Content as a string, or as a list of parts of type `text` and `thinking` (Mistral)."""
+    if not isinstance(content, list):
+        return None, content if isinstance(content, str) else ""
+    traces, texts = [], []
+    for part in content:
+        if not isinstance(part, dict):
+            continue
+        if part.get("type") == "thinking":
+            inner = part.get("thinking")
+            traces.append(_parts_of(inner)[1])
+        elif isinstance(part.get("text"), str):
+            texts.append(str(part["text"]))
+    return "".join(traces) or None, "".join(texts)

@@ -10,6 +10,7 @@ from app.db.models import Job, PromptSet, Teacher
 from app.domain.fingerprints import new_id
 from app.domain.lifecycle import JobStatus, ShardStatus, check_move
 from app.domain.prices import Price
+from app.domain.sampling import SamplingParameters
 from app.domain.version import code_version
 from app.errors import Conflict, InvalidInput, NotFound, Unsupported
 from app.policy.decisions import Decision
@@ -185,6 +186,7 @@ def _checked(session: Session, project_id: str, spec: JobSpec) -> tuple[PromptSe
     teachers = [known[name] for name in spec.teachers]
     for teacher in teachers:
         _check_logprobs(teacher, spec.top_logprobs)
+        _check_sampling(teacher, spec.sampling)
     if prompts.names_teachers:
         stranger = prompt_sets.unknown_teacher(session, prompts.id, spec.teachers)
         if stranger is not None:
@@ -210,6 +212,20 @@ def _check_logprobs(teacher: Teacher, top_logprobs: int) -> None:
         can = f"gives at most {cap} top logprobs" if cap else "gives no usable logprobs"
         raise Unsupported(
             f"teacher {teacher.name!r} {can}; {top_logprobs} were asked for (found by its last probe)"
+        )
+
+
+def _check_sampling(teacher: Teacher, sampling: SamplingParameters) -> None:
+    """What a job asks for in so many words must not be passed over in silence; what stands there by default may.
+
+    So may a seed, which promises nothing anywhere: each row tells what was not sent.
+    """
+    refuses = set((teacher.capabilities or {}).get("refuses") or ()) - {"seed"}
+    asked = {name for name in sampling.model_fields_set if getattr(sampling, name) is not None}
+    if refused := sorted(asked & refuses):
+        raise Unsupported(
+            f"teacher {teacher.name!r} takes no {', no '.join(refused)} (found by its last probe): leave it out, or "
+            "ask another teacher"
         )
 
 

@@ -25,10 +25,24 @@ def _vllm(spec: TeacherSpec, access: TeacherAccess) -> Teacher:
     return VllmTeacher(spec, access)
 
 
+def _anthropic(spec: TeacherSpec, access: TeacherAccess) -> Teacher:
+    from app.teachers.anthropic import AnthropicTeacher
+
+    return AnthropicTeacher(spec, access)
+
+
+def _gemini(spec: TeacherSpec, access: TeacherAccess) -> Teacher:
+    from app.teachers.gemini import GeminiTeacher
+
+    return GeminiTeacher(spec, access)
+
+
 _DRIVERS: dict[str, Callable[[TeacherSpec, TeacherAccess], Teacher]] = {
     "embedded": _embedded,
     "openai": _openai,
     "vllm": _vllm,
+    "anthropic": _anthropic,
+    "gemini": _gemini,
 }
 
 

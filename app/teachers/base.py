@@ -93,6 +93,7 @@ class Capabilities:
     details: dict[str, JsonValue] = field(
         default_factory=dict
     )  # whatever else provenance wants: dtype, hardware …
+    refuses: tuple[str, ...] = ()  # sampling parameters that it does not take: they are not sent
     problems: tuple[str, ...] = ()  # full sentences; why something is off or refused
 
     def identity(self) -> dict[str, JsonValue]:
@@ -106,7 +107,7 @@ class Capabilities:
         return found if self.weights_sha256 is None else {**found, "weights_sha256": self.weights_sha256}
 
     def as_json(self) -> dict[str, JsonValue]:
-        return {**asdict(self), "problems": list(self.problems)}
+        return {**asdict(self), "refuses": list(self.refuses), "problems": list(self.problems)}
 
 
 class Teacher(Protocol):

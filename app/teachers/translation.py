@@ -32,6 +32,11 @@ TABLE: tuple[tuple[type[Exception], type[TeacherError], str], ...] = (
     (aiohttp.InvalidURL, PermanentTeacherError, "the teacher's address is not a URL"),
     (httpx.InvalidURL, PermanentTeacherError, "the teacher's address is not a URL"),
     (httpx.UnsupportedProtocol, PermanentTeacherError, "the teacher's address is not http or https"),
+    (
+        UnicodeError,
+        PermanentTeacherError,
+        "the teacher's address is not a URL",
+    ),  # a label of its name is too long
     (httpx.LocalProtocolError, PermanentTeacherError, "the request cannot be sent"),
     (httpx.CookieConflict, PermanentTeacherError, "the request cannot be sent"),
     (aiohttp.TooManyRedirects, PermanentTeacherError, "the teacher redirects, which is not followed"),

@@ -9,9 +9,12 @@ import asyncio
 import ipaddress
 import math
 import socket
+import ssl
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import aiohttp
 import httpx
@@ -24,6 +27,9 @@ from app.teachers.translation import FOREIGN, translated
 
 MAX_ANSWER = 64 * 1024 * 1024
 _CONNECT_SECONDS = 10.0
+_JSON = {"Content-Type": "application/json"}
+_SECRET_LENGTH = 16
+_SECRET_HEADERS = frozenset({"authorization", "x-api-key", "x-goog-api-key"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,8 @@ class LocalTransport:
     ) -> None:
         self._base = check_url(base_url, access)
         self._access = access
-        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **(headers or {})}
+        self._headers = {**_JSON, "Accept-Encoding": "identity", **(headers or {})}
+        self._secrets = _secrets_of(self._headers)
         self._max_answer = max_answer
         self._session: aiohttp.ClientSession | None = None
 
@@ -113,7 +120,7 @@ class LocalTransport:
                 _check_announced(response.headers.get("Content-Length"), self._max_answer)
                 content = await _bounded(response.content.iter_any(), self._max_answer)
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                return Reply(response.status, headers, content)
+                return Reply(response.status, headers, _without(self._secrets, content))
         except TimeoutError as error:
             raise _late(deadline, error) from error
         except FOREIGN as error:
@@ -126,12 +133,14 @@ class LocalTransport:
 
 
 class _JudgingTransport(httpx.AsyncBaseTransport):
-    """Connects to the address that was judged: the name is looked up once, here."""
+    """Connects to addresses that were judged: the name is looked up once, here."""
 
-    def __init__(self, access: TeacherAccess) -> None:
+    def __init__(self, access: TeacherAccess, trust: ssl.SSLContext | None) -> None:
         self._access = access
         self._inner = httpx.AsyncHTTPTransport(
-            trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=64)
+            verify=True if trust is None else trust,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -142,12 +151,18 @@ class _JudgingTransport(httpx.AsyncBaseTransport):
             )
         except (OSError, UnicodeError) as error:
             raise httpx.ConnectError(f"the name {name} cannot be looked up", request=request) from error
-        addresses = [str(place[0]) for *_, place in found]
+        addresses = list(dict.fromkeys(str(place[0]) for *_, place in found))
         for address in addresses:
             judge(ipaddress.ip_address(address.partition("%")[0]), self._access)
-        if addresses[0] != name:  # the Host header was set from the name and stays
-            request.extensions = {**request.extensions, "sni_hostname": name}
-            request.url = request.url.copy_with(host=addresses[0])
+        # The Host header was set from the name and stays; the certificate must be the name's.
+        request.extensions = {**request.extensions, "sni_hostname": name}
+        for address in addresses[:-1]:
+            request.url = request.url.copy_with(host=address)
+            try:
+                return await self._inner.handle_async_request(request)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                continue  # nothing was sent: another address of the same name may answer
+        request.url = request.url.copy_with(host=addresses[-1])
         return await self._inner.handle_async_request(request)
 
     async def aclose(self) -> None:
@@ -155,7 +170,7 @@ class _JudgingTransport(httpx.AsyncBaseTransport):
 
 
 class ApiTransport:
-    """httpx, for the APIs of providers: tens of calls in flight, compressed answers."""
+    """httpx, for the APIs of providers: tens of calls in flight, compressed answers, files to and fro."""
 
     def __init__(
         self,
@@ -163,17 +178,21 @@ class ApiTransport:
         access: TeacherAccess,
         headers: Mapping[str, str] | None = None,
         max_answer: int = MAX_ANSWER,
+        trust: ssl.SSLContext | None = None,
     ) -> None:
+        """`trust`: whose certificates are believed; None: the authorities that browsers believe."""
         self._base = check_url(base_url, access)
-        self._headers = {"Content-Type": "application/json", **(headers or {})}
+        self._headers = dict(headers or {})
+        self._secrets = _secrets_of(self._headers)
         self._max_answer = max_answer
         self._access = access
+        self._trust = trust
         self._client: httpx.AsyncClient | None = None
 
     def _open(self) -> httpx.AsyncClient:
         if self._client is None:
             self._client = httpx.AsyncClient(
-                transport=_JudgingTransport(self._access),
+                transport=_JudgingTransport(self._access, self._trust),
                 timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
                 headers=self._headers,
                 follow_redirects=False,
@@ -182,20 +201,53 @@ class ApiTransport:
         return self._client
 
     async def post(self, path: str, body: bytes, deadline: float) -> Reply:
-        return await self._send("POST", path, body, deadline)
+        return await self._send("POST", path, deadline, content=body, headers=_JSON)
 
     async def get(self, path: str, deadline: float) -> Reply:
-        return await self._send("GET", path, None, deadline)
+        return await self._send("GET", path, deadline)
 
-    async def _send(self, method: str, path: str, body: bytes | None, deadline: float) -> Reply:
+    async def delete(self, path: str, deadline: float) -> Reply:
+        return await self._send("DELETE", path, deadline)
+
+    async def upload(
+        self, path: str, fields: Mapping[str, str], name: str, file: Path, deadline: float
+    ) -> Reply:
+        """Send a file as `multipart/form-data`, read as it is sent."""
+        with file.open("rb") as content:
+            files = {"file": (name, content, "application/jsonl")}
+            return await self._send("POST", path, deadline, data=dict(fields), files=files)
+
+    async def download(self, path: str, target: Path, most: int, deadline: float) -> Reply:
+        """Write what comes into `target`, of `most` bytes; a reply other than 200 keeps its body instead."""
+        async with self._replying("GET", path, deadline, {}) as response:
+            if response.status_code != 200:
+                body = await _bounded(response.aiter_bytes(), self._max_answer)
+                return Reply(response.status_code, dict(response.headers), _without(self._secrets, body))
+            size = 0
+            with target.open("wb") as file:
+                async for chunk in response.aiter_bytes():
+                    size += len(chunk)
+                    if size > most:
+                        raise _too_long(most)
+                    file.write(chunk)
+            return Reply(200, dict(response.headers), b"")
+
+    async def _send(self, method: str, path: str, deadline: float, **given: Any) -> Reply:
+        async with self._replying(method, path, deadline, given) as response:
+            _check_announced(response.headers.get("Content-Length"), self._max_answer)
+            content = await _bounded(response.aiter_bytes(), self._max_answer)
+            return Reply(response.status_code, dict(response.headers), _without(self._secrets, content))
+
+    @asynccontextmanager
+    async def _replying(
+        self, method: str, path: str, deadline: float, given: Mapping[str, Any]
+    ) -> AsyncIterator[httpx.Response]:
         try:
             async with (
                 asyncio.timeout(_seconds(deadline)),
-                self._open().stream(method, self._base + path, content=body) as response,
+                self._open().stream(method, self._base + path, **given) as response,
             ):
-                _check_announced(response.headers.get("Content-Length"), self._max_answer)
-                content = await _bounded(response.aiter_bytes(), self._max_answer)
-                return Reply(response.status_code, dict(response.headers), content)
+                yield response
         except TimeoutError as error:
             raise _late(deadline, error) from error
         except FOREIGN as error:
@@ -207,13 +259,29 @@ class ApiTransport:
             self._client = None
 
 
+def _secrets_of(headers: Mapping[str, str]) -> tuple[bytes, ...]:
+    """What must never come back into an answer, a row or a log, though a server repeats what it was sent.
+
+    A key as short as `EMPTY` keeps no secret, and is a word that answers may hold.
+    """
+    values = [value for name, value in headers.items() if name.lower() in _SECRET_HEADERS]
+    keys = [value.removeprefix("Bearer ") for value in values]
+    return tuple(key.encode() for key in keys if len(key) >= _SECRET_LENGTH)
+
+
+def _without(secrets: tuple[bytes, ...], content: bytes) -> bytes:
+    for secret in secrets:
+        content = content.replace(secret, b"***")
+    return content
+
+
 def _seconds(deadline: float) -> float | None:
     return None if math.isinf(deadline) else max(0.0, deadline)
 
 
 def _late(deadline: float, error: TimeoutError) -> Exception:
     """A connection that is not made in time is a dead teacher; an answer that is not whole in time is a slow one."""
-    if isinstance(error, FOREIGN):
+    if type(error) is not TimeoutError:  # a client's own
         return translated(error)
     return TransientTeacherError(f"no whole answer within {deadline:.0f} s")
 

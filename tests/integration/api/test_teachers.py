@@ -150,3 +150,46 @@ def test_no_transaction_is_open_while_a_teacher_is_asked(app: FastAPI, api: Test
     )
     assert api.post("/v1/teachers/t/probe").json()["model"] == "changed meanwhile"
     assert seen == ["written"]
+
+
+def test_what_a_teacher_does_not_take_is_refused_before_a_job_begins(
+    app: FastAPI, api: TestClient, made: Made
+) -> None:
+    refusing = Canned(Capabilities(reachable=True, refuses=("temperature", "seed")))
+    app.state.resources = replace(app.state.resources, open_teacher=lambda spec: refusing)
+    made.teacher("o4")
+    api.post("/v1/teachers/o4/probe")
+    job = {"prompt_set": made.prompt_set()["id"], "teachers": ["o4"]}
+    answer = api.post("/v1/jobs", json={**job, "sampling": {"temperature": 0.2, "max_tokens": 9}})
+    assert answer.status_code == 422, answer.text
+    assert "takes no temperature" in answer.json()["detail"]
+    for sampling in ({}, {"temperature": None, "seed": 3}):
+        assert api.post("/v1/jobs", json={**job, "sampling": sampling}).status_code == 201
+
+
+def test_what_a_teacher_costs(api: TestClient, made: Made) -> None:
+    unknown = made.teacher("own")
+    assert unknown["price"] is None
+    rates = [{"input": 0.5, "output": "1.5"}, {"input": 0.25, "output": 0.75, "batch": True}]
+    own = api.patch("/v1/teachers/own", json={"price": rates}).json()
+    assert own["price"]["source"] == "teacher"
+    assert [rate["input"] for rate in own["price"]["rates"]] == ["0.5", "0.25"]
+    job = made.job(prompt_set=made.prompt_set()["id"], teachers=["own"])
+    assert job["teachers"][0]["price"] == own["price"]
+    assert (job["counts"]["cost_usd"], job["counts"]["unpriced"]) == (0, 0)
+    # The price of a job is the one that held when it was submitted.
+    api.patch("/v1/teachers/own", json={"price": None})
+    assert api.get("/v1/teachers/own").json()["price"] is None
+    assert api.get(f"/v1/jobs/{job['id']}").json()["teachers"][0]["price"] == own["price"]
+    published = api.post(
+        "/v1/teachers",
+        json={
+            "name": "mini",
+            "driver": "openai",
+            "model": "gpt-4o-mini",
+            "access_route": "openai-api",
+            "options": {"provider": "openai"},
+        },
+    )
+    assert published.json()["price"]["source"].startswith("genai-prices ")
+    assert api.patch("/v1/teachers/own", json={"price": [{"input": -1, "output": 1}]}).status_code == 422
