@@ -15,7 +15,7 @@ from app.services.appends import AppendView
 from app.services.completions import CompletionOut
 from app.services.export import ExportSpec, ExportView
 from app.services.job_views import JobEstimate, JobView
-from app.services.projects import KeyView, NewKeyView, Role
+from app.services.projects import KeyView, NewKeyView, ProjectView, Role
 from app.services.prompt_sets import PromptErrorView, PromptSetView, PromptView
 from app.services.retrying import RetryView
 from app.services.teachers import NewTeacher, TeacherView
@@ -262,7 +262,16 @@ class RetortClient:
             raise ValueError(f"{name} arrived damaged (SHA-256 {found}, not {sha256}): fetch it again")
         part.replace(target)
 
-    # Keys
+    # Project and keys
+
+    def project(self) -> ProjectView:
+        return self._get("/v1/project", ProjectView)
+
+    def change_project(self, **changes: JsonValue) -> ProjectView:
+        changed = self._patiently(
+            lambda: self._http.patch("/v1/project", json=changes), self._patience, again=True
+        )
+        return self._parsed(ProjectView, changed)
 
     def keys(self) -> Iterator[KeyView]:
         return self._pages("/v1/keys", KeyView)

@@ -14,6 +14,7 @@ from app.cli import (
     exports,
     jobs,
     keys,
+    project,
     prompt_sets,
     service,
     submit,
@@ -66,6 +67,7 @@ for name, group, about in (
     ("prompt-sets", prompt_sets.app, "List and read prompt sets."),
     ("teachers", teachers.app, "List, register and probe teachers."),
     ("keys", keys.app, "List, create and revoke API keys."),
+    ("project", project.app, "Read your project and set its default licence."),
     ("db", database.app, "The database that this machine's settings name."),
 ):
     app.add_typer(group, name=name, help=about, rich_help_panel="Groups of commands")

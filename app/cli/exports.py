@@ -1,18 +1,19 @@
 """`retort export`."""
 
 import hashlib
+import secrets
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import orjson
 import typer
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from app.cli.intended_use import Commercial, Competing, Redistribution, intended_use
 from app.cli.outcome import AsJson, CommandFailed, Exit, client, counted, err, out, show
+from app.cli.pairs import pair
 from app.cli.progress import duration
 from app.domain.lifecycle import ExportStatus
 
@@ -44,6 +45,14 @@ def export(
         list[str] | None, typer.Option(help="Only rows that ended so: stop, length, … Repeat it.")
     ] = None,
     rows_per_file: Annotated[int | None, typer.Option(min=1, help="Default: 100,000.")] = None,
+    drop_refused: Annotated[
+        bool,
+        typer.Option(
+            "--drop-refused",
+            help="Leave out the rows that terms or licences forbid for this use; the manifest names them.",
+            rich_help_panel="Intended use",
+        ),
+    ] = False,
     commercial: Commercial = False,
     competing: Competing = False,
     redistribution: Redistribution = False,
@@ -58,16 +67,18 @@ def export(
     spec = ExportSpec(
         name=name,
         format=export_format,
-        options=dict(_pair(text) for text in option or ()),
+        options=dict(pair(text) for text in option or ()),
         selection=Selection(
             jobs=tuple(job), teachers=tuple(teacher or ()), finish_reasons=tuple(finish_reason or ())
         ),
         split=_split(split),
         file_size=FileSize() if rows_per_file is None else FileSize(rows=rows_per_file),
         intended_use=intended_use(commercial, competing, redistribution),
+        on_refusal="drop" if drop_refused else "refuse",
     )
     with client() as api:
-        made = await_export(api, api.create_export(spec), err)
+        asked = api.create_export(spec, idempotency_key=f"cli-{secrets.token_hex(12)}")
+        made = await_export(api, asked, err)
         fetch(api, made, to)
     show(
         made,
@@ -80,25 +91,13 @@ def export(
     )
 
 
-def _pair(text: str) -> tuple[str, JsonValue]:
-    """`name=value`; a value that is JSON is taken as such, anything else is text."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise typer.BadParameter(f"{text!r}: write NAME=VALUE", param_hint="--option")
-    try:
-        found: JsonValue = orjson.loads(value)
-    except orjson.JSONDecodeError:
-        found = value
-    return name, found
-
-
 def _split(text: str | None) -> "Split":
     from app.domain.splits import Split
 
     if text is None:
         return Split()
     try:
-        given = dict(_pair(part.strip()) for part in text.split(","))
+        given = dict(pair(part.strip(), "--split") for part in text.split(","))
         return Split.model_validate({"train": 0, **given})
     except ValidationError as error:
         reasons = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())

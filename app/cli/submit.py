@@ -232,7 +232,7 @@ def _uploaded(api: "RetortClient", file: Path, name: str, strict: bool) -> "Appe
                 )
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 raise CommandFailed(f"{file} is not whole gzip: {error}", Exit.USAGE, "usage") from error
-    _told(answer, file)
+    _told(api, answer, file)
     return answer
 
 
@@ -264,7 +264,7 @@ def _name_of(file: Path) -> str:
     return re.sub(r"[\x00-\x1f]+", " ", name)[:200].strip() or "prompts"
 
 
-def _told(answer: "AppendView", file: Path) -> None:
+def _told(api: "RetortClient", answer: "AppendView", file: Path) -> None:
     for row in answer.errors[:_ERRORS_SHOWN]:
         err.print(f"{file}, line {row.line}: {row.reason}", markup=False, style="yellow", soft_wrap=True)
     set_id = answer.prompt_set.id
@@ -273,10 +273,22 @@ def _told(answer: "AppendView", file: Path) -> None:
     if not answer.n_added:
         raise CommandFailed(f"no row of {file} is a prompt", Exit.REFUSED, "no-prompts")
     if answer.n_license_assumed:
-        none = counted(answer.n_license_assumed, "prompt")
-        err.print(f"{none} without a licence: the project's default was taken, else NOASSERTION.")
+        _told_of_licences(api, answer.n_license_assumed)
     rejected = f", {counted(answer.n_rejected, 'row')} rejected" if answer.n_rejected else ""
     err.print(f"Prompt set {set_id}: {counted(answer.n_added, 'prompt')}{rejected}.")
+
+
+def _told_of_licences(api: "RetortClient", number: int) -> None:
+    prompts, default = counted(number, "prompt"), api.project().default_license
+    if default is not None:
+        err.print(f"{prompts} without a licence: taken for {default}, the project's default.", markup=False)
+        return
+    err.print(
+        f"{prompts} without a licence: NOASSERTION. An export refuses such rows, or leaves them out: give each row a "
+        "`license`, or the project a default one first (`retort project default-license`).",
+        style="yellow",
+        soft_wrap=True,
+    )
 
 
 def watch(job: Annotated[str, typer.Argument(help="Id of a job.")], as_json: AsJson = False) -> None:

@@ -1,11 +1,11 @@
 """`retort teachers …`."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.outcome import AsJson, CommandFailed, Exit, client, out, show, table
+from app.cli.pairs import pair
 
 if TYPE_CHECKING:
     from app.services.teachers import TeacherView
@@ -71,7 +71,7 @@ def add(
         "access_route": access_route,
         "license": license,
         "max_in_flight": max_in_flight,
-        "options": dict(_option(text) for text in option or ()),
+        "options": dict(pair(text) for text in option or ()),
     }
     try:
         new = NewTeacher.model_validate({key: value for key, value in given.items() if value is not None})
@@ -103,17 +103,6 @@ def drivers(as_json: AsJson = False) -> None:
     from app.teachers import known_drivers
 
     show(known_drivers(), as_json, lambda: out.print("\n".join(known_drivers())))
-
-
-def _option(text: str) -> tuple[str, object]:
-    """NAME=VALUE; the value is JSON where it reads as such, else text."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise CommandFailed(f"--option is NAME=VALUE, not {text!r}", Exit.USAGE, "usage")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _told(teacher: "TeacherView") -> None:
