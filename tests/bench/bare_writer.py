@@ -18,7 +18,7 @@ def same_way(file: pq.ParquetFile) -> dict[str, object]:
     dictionary = [c.path_in_schema for c in columns if "RLE_DICTIONARY" in c.encodings]
     return {
         "compression": columns[0].compression.lower(),
-        "compression_level": 9,
+        "compression_level": 3,  # as the exporter by default: a file does not tell
         "use_dictionary": dictionary or False,
         "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT") or None,
         "data_page_version": "2.0",

@@ -43,7 +43,7 @@ START: Place = ("", 0, -1, 0, 0)
 class Page:
     """Consecutive rows. `sizes`: bytes that each takes, roughly. `seen`: rows looked at, also those left out."""
 
-    batch: pa.RecordBatch
+    table: pa.Table
     sizes: NDArray[np.int64]
     seen: int
 
@@ -118,14 +118,16 @@ class Source:
         keep = partial(_behind, done, (job.id, stage.position)) if done else None
         prompts = prompts_of(found, self.split, self.selection.metadata, keep)
         if not prompts.rows:
-            return Page(columns.empty(self.with_tokens), np.zeros(0, np.int64), seen)
+            return Page(columns.schema(self.with_tokens).empty_table(), np.zeros(0, np.int64), seen)
         batch = text_batch(prompts, job, stage)
         sizes = text_sizes(batch, prompts.rows)
         if self.with_tokens:
             arrays = tokens.columns(connection, prompts.rows)
             sizes = sizes + token_sizes(arrays)
-            batch = pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=columns.schema(True))
-        return Page(batch, sizes, seen)
+            return Page(
+                pa.Table.from_arrays([*batch.columns, *arrays], schema=columns.schema(True)), sizes, seen
+            )
+        return Page(pa.Table.from_batches([batch]), sizes, seen)
 
     def _wanted(self, job: JobFacts) -> Wanted:
         chosen = self.selection

@@ -302,14 +302,14 @@ class _Attempt:
         self._lease.check()
         self._n_seen += page.seen
         if self._layout.split.trivial:
-            parts = [(SPLITS[0], page.batch, page.sizes)] if page.batch.num_rows else []
+            parts = [(SPLITS[0], page.table, page.sizes)] if page.table.num_rows else []
         else:
             parts = []
             for split in SPLITS:
-                mine = pc.equal(page.batch.column("split"), split)
+                mine = pc.equal(page.table.column("split"), split)
                 chosen = mine.to_numpy(zero_copy_only=False)
                 if chosen.any():
-                    parts.append((split, page.batch.filter(mine), page.sizes[chosen]))
+                    parts.append((split, page.table.filter(mine), page.sizes[chosen]))
         for split, batch, sizes in parts:
             for portion in self._portions[split].add(batch, sizes):
                 self._write(split, portion)

@@ -34,10 +34,11 @@ class LineStream:
     def lines(self, stopped: Callable[[], bool]) -> Iterator[bytes]:
         """Some hundred lines at a time; a page of rows in memory, the next one read when it is asked for."""
         for page in self.source.pages({}):
-            for start in range(0, page.batch.num_rows, _AT_ONCE):
+            for start in range(0, page.table.num_rows, _AT_ONCE):
                 if stopped():
                     raise ConnectionError("the service stops: ask again")
-                yield self._lines(page.batch.slice(start, _AT_ONCE))
+                for batch in page.table.slice(start, _AT_ONCE).combine_chunks().to_batches():
+                    yield self._lines(batch)
 
     def _lines(self, batch: pa.RecordBatch) -> bytes:
         kept, _, _ = self.sieve.parts(batch)

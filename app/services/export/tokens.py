@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from app.db import export_rows as rows
 from app.db.export_rows import NAMES
 from app.errors import StorageError
-from app.exporters import lists
 from app.exporters.batch import TOKENS
 from app.storage.places import Storage
 from app.storage.segment_reader import SegmentReader
@@ -38,7 +38,7 @@ class Tokens:
         self._storage = storage
         self._open: dict[str, _Segment] = {}
 
-    def columns(self, connection: Connection, page: Sequence[Sequence[Any]]) -> list[pa.Array]:
+    def columns(self, connection: Connection, page: Sequence[Sequence[Any]]) -> list[pa.ChunkedArray]:
         """The columns of `TOKENS` of these rows, null where the teacher told no tokens. Raises `StorageError`."""
         try:
             return self._columns(connection, page)
@@ -47,7 +47,7 @@ class Tokens:
             self.close()
             return self._columns(connection, page)
 
-    def _columns(self, connection: Connection, page: Sequence[Sequence[Any]]) -> list[pa.Array]:
+    def _columns(self, connection: Connection, page: Sequence[Sequence[Any]]) -> list[pa.ChunkedArray]:
         by_shard: dict[int, list[int]] = {}
         for place, row in enumerate(page):
             if row[_N_TOKENS] is not None:
@@ -149,25 +149,23 @@ _SOURCES = {"lp_k": "k"}
 _EMPTY = SCHEMA.empty_table().append_column("lp_dtype", pa.array([], pa.string()))
 
 
-def _taken(tables: list[pa.Table], where: NDArray[np.int64]) -> list[pa.Array]:
-    """Columns in the order of the page: row i is row `where[i]` of the tables one after another, null for −1."""
-    table = pa.concat_tables(tables).combine_chunks() if tables else _EMPTY
+def _taken(tables: list[pa.Table], where: NDArray[np.int64]) -> list[pa.ChunkedArray]:
+    """Columns in the order of the page: row i is row `where[i]` of the tables one after another, null for −1.
+
+    Nothing is copied where the tables are in order: the numbers are copied once, into a portion.
+    """
+    table = pa.concat_tables(tables) if tables else _EMPTY
     there = where >= 0
     if not (there.all() and (where == np.arange(where.size)).all()):
-        table = table.take(pa.array(where, mask=~there))
-    arrays = []
-    for field in TOKENS:
-        column = table.column(_SOURCES.get(field.name, field.name)).combine_chunks()
-        column = column if isinstance(column, pa.Array) else column.chunk(0)
-        arrays.append(column.cast(field.type))
-    return arrays
+        table = table.combine_chunks().take(pa.array(where, mask=~there))
+    return [table.column(_SOURCES.get(field.name, field.name)).cast(field.type) for field in TOKENS]
 
 
-def token_sizes(arrays: Sequence[pa.Array]) -> NDArray[np.int64]:
+def token_sizes(columns: Sequence[pa.ChunkedArray]) -> NDArray[np.int64]:
     """Bytes that each row's token columns take in memory."""
-    total = np.zeros(len(arrays[0]), np.int64)
-    for array, field in zip(arrays, TOKENS, strict=True):
+    total = np.zeros(len(columns[0]), np.int64)
+    for column, field in zip(columns, TOKENS, strict=True):
         if pa.types.is_list(field.type):
             width = 1 if field.type.value_type == pa.bool_() else 4
-            total = total + lists.lengths(array) * width
+            total = total + width * pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64)
     return total
