@@ -279,14 +279,15 @@ def test_the_projects_default_licence(retort: Retort, service: Service, tmp_path
     before = service.call("GET", "/v1/project")["default_license"]
     assert "prompts that name no licence are NOASSERTION" in retort("project", "default-license", "none").out
     try:
-        (tmp_path / "a.jsonl").write_text(f'"Without one, {tmp_path}."\n')
+        licensed = '{"prompt": "With one of its own.", "license": "CC0-1.0"}'
+        (tmp_path / "a.jsonl").write_text(f'"Without one, {tmp_path}."\n{licensed}\n')
         bare = retort("submit", "a.jsonl", "--teacher", "t", "--watch")
         assert (bare.code, "`retort project default-license`" in bare.err) == (0, True)
         job = retort("jobs", "list", "--most", 1, "--json").json[0]["id"]
         refused = retort("export", job, "--to", "out", "--json")
         assert (refused.code, refused.problem["error"]) == (4, "policy-refusal")
         dropped = retort("export", job, "--to", "out", "--drop-refused", "--json")
-        assert (dropped.code, dropped.json["n_rows"]) == (0, 0)
+        assert (dropped.code, dropped.json["n_rows"]) == (0, 1)
         assert "CC0-1.0" in retort("project", "default-license", "cc0-1.0").out
         assert retort("project", "show", "--json").json["default_license"] == "CC0-1.0"
         (tmp_path / "b.jsonl").write_text(f'"With one, {tmp_path}."\n')
