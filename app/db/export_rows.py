@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, select, tuple_
@@ -170,9 +171,10 @@ def _plain(connection: Connection, query: Select[*tuple[Any, ...]]) -> Iterator[
 
 
 def _size(rows: Sequence[Sequence[Any]], bytes_per_token: int) -> int:
-    columns = list(zip(*rows, strict=True))
-    texts = sum(sum(map(len, filter(None, columns[i]))) for i in _TEXTS)
-    tokens = sum(sum(filter(None, columns[i])) for i in (_N_TOKENS, _PROMPT_TOKENS))
+    texts = sum(sum(map(len, filter(None, map(itemgetter(i), rows)))) for i in _TEXTS)
+    if not bytes_per_token:
+        return texts
+    tokens = sum(sum(filter(None, map(itemgetter(i), rows))) for i in (_N_TOKENS, _PROMPT_TOKENS))
     return texts + tokens * bytes_per_token
 
 

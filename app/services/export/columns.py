@@ -24,7 +24,12 @@ _AS_THEY_ARE = (
     "prompt_license",
     "teacher_license",
 )
-_OF_THE_PROMPT = ("prompt", "reference", "tools_json", "response_schema_json", "metadata_json")
+_ASIDES = {
+    "reference": "reference",
+    "tools_json": "tools",
+    "response_schema_json": "response_schema",
+    "metadata_json": "metadata",
+}
 _NUMBERS = (
     "prompt_number",
     "sample_index",
@@ -66,8 +71,8 @@ def text_batch(prompts: Prompts, job: JobFacts, stage: StageFacts) -> pa.RecordB
         "parent_ids": _parents(given["parent_id"]),
         "split": prompts.expanded(pa.array(SPLITS).take(pa.array(np.array(prompts.split, np.int8)))),
     }
-    for name in _OF_THE_PROMPT:
-        made[name] = prompts.expanded(pa.array(getattr(prompts, name), pa.string()))
+    made["prompt"] = prompts.expanded(pa.array(prompts.prompt, pa.string()))
+    made |= {name: prompts.aside(key) for name, key in _ASIDES.items()}
     made["messages"] = prompts.messages(
         {
             "content": made["answer"],

@@ -21,6 +21,7 @@ from app.exporters import lists
 from app.exporters.batch import MESSAGE, MESSAGES
 
 _NUMBER, _BODY = NAMES.index("prompt_number"), NAMES.index("body")
+_ASIDES = frozenset({"reference", "tools", "response_schema", "metadata"})
 _RARE = ("reasoning_content", "name", "tool_calls_json", "tool_call_id")
 
 Keep = Callable[[Sequence[Any], int], bool]
@@ -44,28 +45,42 @@ class Prompts:
     of_row: list[int] = field(default_factory=list)
     split: list[int] = field(default_factory=list)  # positions in SPLITS
     prompt: list[str | None] = field(default_factory=list)
-    reference: list[str | None] = field(default_factory=list)
-    tools_json: list[str | None] = field(default_factory=list)
-    response_schema_json: list[str | None] = field(default_factory=list)
-    metadata_json: list[str | None] = field(default_factory=list)
+    _asides: dict[str, dict[int, str | None]] = field(default_factory=dict)  # key of the body → prompt → text
     _turns: list[int] = field(default_factory=list)  # how many the prompt has
     _role: list[str] = field(default_factory=list)
     _content: list[str | None] = field(default_factory=list)
     _rare: dict[int, dict[str, Any]] = field(default_factory=dict)  # flat position → the turn's other fields
 
     def add(self, body: dict[str, Any], split: int) -> None:
-        for turn in body["messages"]:
-            if len(turn) > 2 or "content" not in turn:
+        """A million times an export: what is rare costs nothing where it is not there."""
+        turns = body["messages"]
+        content = None
+        for turn in turns:
+            content = turn.get("content")
+            if content.__class__ is not str:
+                content = text_of(content)
+            if len(turn) > 2 or content is None:
                 self._rare[len(self._role)] = {**turn, "tool_calls_json": json_of(turn.get("tool_calls"))}
             self._role.append(turn["role"])
-            self._content.append(text_of(turn.get("content")))
-        self._turns.append(len(body["messages"]))
+            self._content.append(content)
+        if len(body) > 1:
+            for key, value in body.items():
+                if key in _ASIDES:
+                    text = text_of(value) if key == "reference" else json_of(value)
+                    self._asides.setdefault(key, {})[len(self.prompt)] = text
+        self._turns.append(len(turns))
         self.split.append(split)
-        self.prompt.append(self._content[-1])
-        self.reference.append(text_of(body.get("reference")))
-        self.tools_json.append(json_of(body.get("tools")))
-        self.response_schema_json.append(json_of(body.get("response_schema")))
-        self.metadata_json.append(json_of(body.get("metadata")))
+        self.prompt.append(content)
+
+    def aside(self, key: str) -> pa.Array:
+        """A key of the bodies beside the messages, an item for each row."""
+        found = self._asides.get(key)
+        if found is None:
+            return pa.nulls(len(self.of_row), pa.string())
+        texts: list[str | None] = [None] * len(self.prompt)
+        for place, text in found.items():
+            texts[place] = text
+        return self.expanded(pa.array(texts, pa.string()))
 
     def expanded(self, values: pa.Array) -> pa.Array:
         """Values of the prompts as values of the rows."""
@@ -112,6 +127,7 @@ def prompts_of(
 ) -> Prompts:
     """The rows whose prompts pass the conditions and which `keep` (given the row and its split's position) wants."""
     made = Prompts()
+    whole = split.trivial
     last, passes, at, code = -1, False, -1, 0
     body: dict[str, Any] = {}
     for row in rows:
@@ -119,7 +135,7 @@ def prompts_of(
             last, at = row[_NUMBER], -1
             body = orjson.loads(row[_BODY])
             passes = not conditions or all(one.holds(body.get("metadata", {})) for one in conditions)
-            code = split.of(body["messages"]) if passes else 0
+            code = split.of(body["messages"]) if passes and not whole else 0
         if not passes or (keep is not None and not keep(row, code)):
             continue
         if at < 0:
