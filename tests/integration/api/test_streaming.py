@@ -97,11 +97,11 @@ def test_it_is_read_no_further_than_the_client_reads(
                 assert answer.status_code == 200
                 first = next(answer.iter_lines())
                 assert json.loads(first)["prompt_number"] == 0
-                time.sleep(1.0)
+                time.sleep(0.5)
                 waiting = len(connections)
-                time.sleep(1.0)
+                time.sleep(0.5)
                 assert len(connections) == waiting, "nobody reads, and the server goes on"
-            time.sleep(1.0)
+            time.sleep(0.5)
             assert len(connections) <= waiting + 1, "the client left, and the server goes on"
             before = len(connections)
             assert len(lines(http.post(url, json=body))) == 20_000

@@ -7,22 +7,27 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
 
+from app.db.models import Project
 from app.db.session import session
 from app.policy.rules import PolicyRules
 from app.services import export
 from app.services.export import ExportSpec, ExportView
 from app.storage.places import Storage
 
-PROJECT = "prj_1"
+
+def project_of(work: Session) -> str:
+    """The one there is."""
+    return str(work.execute(select(Project.id)).scalar_one())
 
 
 def ask(database: Engine, **spec: Any) -> ExportView:
     """An export that waits; of `job_1`, as Parquet, where nothing else is said."""
     given = {"format": "parquet", "selection": {"jobs": ["job_1"]}, **spec}
     with session(database, writes=True) as work:
-        return export.create(work, PROJECT, "key_1", ExportSpec.model_validate(given), PolicyRules())
+        return export.create(work, project_of(work), "key_1", ExportSpec.model_validate(given), PolicyRules())
 
 
 def run(
@@ -33,7 +38,7 @@ def run(
 
 def look(database: Engine, export_id: str) -> ExportView:
     with session(database, writes=False) as work:
-        return export.get(work, PROJECT, export_id)
+        return export.get(work, project_of(work), export_id)
 
 
 def made(database: Engine, storage: Storage, **spec: Any) -> ExportView:
@@ -47,7 +52,7 @@ def made(database: Engine, storage: Storage, **spec: Any) -> ExportView:
 
 def content(database: Engine, storage: Storage, view: ExportView, name: str) -> bytes:
     with session(database, writes=False) as work:
-        path, file = export.file_of(work, PROJECT, view.id, name)
+        path, file = export.file_of(work, project_of(work), view.id, name)
     with storage.open(path) as opened:
         found = opened.read()
     assert (len(found), hashlib.sha256(found).hexdigest()) == (file.n_bytes, file.sha256)

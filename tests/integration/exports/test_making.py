@@ -16,7 +16,7 @@ from app.services import export
 from app.storage.places import LocalFolder, NewFile, Storage, open_storage
 from tests.fixtures.completed import Rows, add_job, complete, set_times
 
-from .exporting import PROJECT, ask, content, digests, lines, look, made, run, table
+from .exporting import ask, content, digests, lines, look, made, project_of, run, table
 
 JOB = Rows(prompts=60, n=2, tokens=3, k=2)
 SPLIT = {"train": 0.6, "validation": 0.2, "test": 0.2, "salt": "x"}
@@ -182,7 +182,7 @@ def test_cancel_and_delete_stop_a_running_export(
         calls.append(1)
         if len(calls) == 8:
             with session(engine, writes=True) as work:
-                assert verb(work, PROJECT, asked.id).files == []
+                assert verb(work, project_of(work), asked.id).files == []
         return False
 
     assert run(engine, storage, stopped=stopped)
@@ -196,9 +196,9 @@ def test_a_completed_export_cannot_be_cancelled_but_deleted(
 ) -> None:
     view = made(engine, storage)
     with session(engine, writes=True) as work, pytest.raises(Conflict, match="nothing to cancel"):
-        export.cancel(work, PROJECT, view.id)
+        export.cancel(work, project_of(work), view.id)
     with session(engine, writes=True) as work:
-        deleted = export.delete(work, PROJECT, view.id)
+        deleted = export.delete(work, project_of(work), view.id)
     assert (deleted.status, deleted.files, deleted.n_rows) == ("deleted", [], 120)
     assert look(engine, view.id).status == "deleted"
 
