@@ -22,6 +22,7 @@ from app.api import (
     problems,
     projects,
     prompt_sets,
+    takedowns,
     teachers,
 )
 from app.api.edge import Edge
@@ -48,6 +49,7 @@ ROUTERS = (
     completions,
     exports,
     lineage,
+    takedowns,
     policy,
     audit,
     health,

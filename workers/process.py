@@ -21,6 +21,7 @@ from app.storage.segments import Profile
 from app.teachers import TeacherAccess, build
 from workers.dispatch import Dispatcher
 from workers.exporting import ExportRunner
+from workers.taking_down import TakedownRunner
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,14 @@ class WorkerProcess:
             self._database, storage, lambda spec: build(spec, access), engine_config(settings, self.worker_id)
         )
         self._exports = ExportRunner(self._database, storage, self.worker_id, settings)
+        self._takedowns = TakedownRunner(self._database, storage, self.worker_id, settings)
         self._dispatcher = Dispatcher(self._database, storage, self.worker_id, settings, wake_through(celery))
         self._threads = [
             threading.Thread(target=self._guard, args=(name, work), name=name, daemon=True)
             for name, work in (
                 ("engine", lambda: asyncio.run(self.engine.run())),
                 ("exports", self._exports.run),
+                ("takedowns", self._takedowns.run),
                 ("dispatch", self._dispatcher.run),
             )
         ]
@@ -58,10 +61,12 @@ class WorkerProcess:
     def wake(self) -> None:
         self.engine.wake()
         self._exports.wake()
+        self._takedowns.wake()
 
     def stop(self) -> None:
         self.engine.stop()
         self._exports.stop()
+        self._takedowns.stop()
         self._dispatcher.stop()
 
     def join(self) -> None:

@@ -36,6 +36,7 @@ TAGS = [
         "name": "lineage",
         "description": "From a row back to its origin; from an origin to the exports that hold it.",
     },
+    {"name": "takedowns", "description": "What was made is removed, on disk too; hashes and lineage stay."},
     {
         "name": "policy",
         "description": "What terms and licences permit, decisions with their reasons, and overrides.",

@@ -187,6 +187,7 @@ def prompts_of(
             PromptRow.prompt_set_id == select(Job.prompt_set_id).where(Job.id == job_id).scalar_subquery(),
             PromptRow.number >= first,
             PromptRow.number < end,
+            PromptRow.removed_by.is_(None),
         )
         .order_by(PromptRow.number)
     )

@@ -50,6 +50,7 @@ class Counts:
     completed: int = 0
     failed: int = 0
     reused: int = 0
+    removed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     calls: int = 0

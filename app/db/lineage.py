@@ -1,6 +1,6 @@
 """From a row back to all that it came from; from prompts or teachers forward to the exports that hold their rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -177,6 +177,20 @@ def _source_rows(connection: Connection, project_id: str, source: str) -> Iterat
     with connection.execute(query, execution_options=streamed) as rows:
         for portion in rows.partitions(_PAGE):
             yield from ((row[0], row[1]) for row in portion)
+
+
+def as_numbers(prompts: Mapping[str, Sequence[int]]) -> dict[str, Numbers]:
+    return {set_id: np.array(numbers, np.int64) for set_id, numbers in prompts.items()}
+
+
+def prompts_of_set(connection: Connection, set_id: str) -> Numbers:
+    """All that are not taken down, ascending."""
+    query = (
+        select(PromptRow.number)
+        .where(PromptRow.prompt_set_id == set_id, PromptRow.removed_by.is_(None))
+        .order_by(PromptRow.number)
+    )
+    return np.array(connection.execute(query).scalars().all(), np.int64)
 
 
 def lanes_of_teacher(connection: Connection, teacher_id: str) -> list[tuple[str, int]]:

@@ -74,13 +74,15 @@ def count_parts(connection: Connection, set_id: str, first: int, prompts: Sequen
 
 def parts(connection: Connection, set_id: str, limit: int) -> list[CountedPart]:
     """The parts of a set, `limit` at most. Counted anew where an older version of this service added prompts."""
-    expected = connection.execute(select(PromptSet.n_prompts).where(PromptSet.id == set_id)).scalar_one()
+    expected = connection.execute(
+        select(PromptSet.n_prompts - PromptSet.n_removed).where(PromptSet.id == set_id)
+    ).scalar_one()
     counted = connection.execute(
         select(func.coalesce(func.sum(PromptPart.n_prompts), 0)).where(PromptPart.prompt_set_id == set_id)
     ).scalar_one()
     if int(counted) == expected:
         query: Any = select(*(getattr(PromptPart, name) for name in CountedPart.__dataclass_fields__)).where(
-            PromptPart.prompt_set_id == set_id
+            PromptPart.prompt_set_id == set_id, PromptPart.n_prompts > 0
         )
     else:
         query = _recount(set_id)
@@ -98,7 +100,7 @@ def _recount(set_id: str) -> Any:
             func.count().label("n_prompts"),
             func.min(PromptRow.number).label("first_prompt"),
         )
-        .where(PromptRow.prompt_set_id == set_id)
+        .where(PromptRow.prompt_set_id == set_id, PromptRow.removed_by.is_(None))
         .group_by(PromptRow.license, PromptRow.license_assumed, teacher)
     )
 

@@ -51,11 +51,15 @@ def cut(connection: Connection, job_id: str) -> int:
     if job.status in ENDED:
         return 0
     prompts = connection.execute(
-        select(PromptSet.n_prompts, PromptSet.names_teachers).where(PromptSet.id == job.prompt_set_id)
+        select(PromptSet.n_prompts, PromptSet.n_removed, PromptSet.names_teachers).where(
+            PromptSet.id == job.prompt_set_id
+        )
     ).one()
     if job.cut_through >= prompts.n_prompts:
         return 0
-    lanes = connection.execute(select(Lane.teacher, Lane.teacher_name).where(Lane.job_id == job_id)).all()
+    lanes = connection.execute(
+        select(Lane.teacher, Lane.teacher_name).where(Lane.job_id == job_id, Lane.removed_by.is_(None))
+    ).all()
     stages = connection.execute(select(Stage.position, Stage.n).where(Stage.job_id == job_id)).all()
     ranges = [
         (first, min(first + job.shard_size, prompts.n_prompts))
@@ -64,12 +68,16 @@ def cut(connection: Connection, job_id: str) -> int:
     named = _named_prompts(
         connection, job.prompt_set_id, job.cut_through, job.shard_size, prompts.names_teachers
     )
+    gone = _removed_prompts(
+        connection, job.prompt_set_id, job.cut_through, job.shard_size, prompts.n_removed > 0
+    )
     rows = []
     expected = 0
     for bucket, (first, end) in enumerate(ranges):
         by_name = named.get(bucket, {})
         for lane in lanes:
             mine = end - first - sum(count for name, count in by_name.items() if name != lane.teacher_name)
+            mine -= sum(n for name, n in gone.get(bucket, {}).items() if name in ("", lane.teacher_name))
             if mine == 0:
                 continue
             expected += sum(mine * stage.n for stage in stages)
@@ -97,6 +105,28 @@ def cut(connection: Connection, job_id: str) -> int:
         )
     )
     return expected
+
+
+def _removed_prompts(
+    connection: Connection, prompt_set_id: str, first: int, size: int, any_removed: bool
+) -> dict[int, dict[str, int]]:
+    """How many prompts of each shard-to-be are taken down: bucket → name that they ask for, or "" → count."""
+    if not any_removed:
+        return {}
+    bucket = (PromptRow.number - first) // size
+    name = func.coalesce(PromptRow.teacher, "")
+    found: dict[int, dict[str, int]] = {}
+    for number, asked, count in connection.execute(
+        select(bucket.label("bucket"), name.label("asked"), func.count())
+        .where(
+            PromptRow.prompt_set_id == prompt_set_id,
+            PromptRow.number >= first,
+            PromptRow.removed_by.is_not(None),
+        )
+        .group_by("bucket", "asked")
+    ):
+        found.setdefault(int(number), {})[str(asked)] = count
+    return found
 
 
 def _named_prompts(

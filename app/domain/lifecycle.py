@@ -67,3 +67,9 @@ class ExportStatus(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     DELETED = "deleted"  # the files are gone, the record and its manifest stay
+
+
+class TakedownStatus(StrEnum):
+    READY = "ready"
+    RUNNING = "running"
+    COMPLETED = "completed"

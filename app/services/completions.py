@@ -61,6 +61,7 @@ class CompletionView(BaseModel):
     prompt_license: str
     teacher_license: str | None
     reused_from: str | None
+    removed_by: str | None = Field(description="The takedown that removed text and tokens; hashes stay.")
     error_kind: str | None
     error_detail: str | None
     created_at: datetime
@@ -241,6 +242,7 @@ def _view(row: Completion, teacher_name: str) -> CompletionView:
         prompt_license=row.prompt_license,
         teacher_license=row.teacher_license,
         reused_from=row.reused_from,
+        removed_by=row.removed_by,
         error_kind=row.error_kind,
         error_detail=row.error_detail,
         created_at=moment(row.created_at),

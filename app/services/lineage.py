@@ -224,6 +224,16 @@ def of_prompt(session: Session, project_id: str, prompt_set: str, number: int) -
     return ForwardLineage(n_prompts=1, jobs=[], exports=_hits(connection, hits))
 
 
+def of_prompts(
+    session: Session, project_id: str, prompt_set: str, numbers: list[int] | None
+) -> ForwardLineage:
+    """Of a set that is there: these prompts, or all of them."""
+    connection = session.connection()
+    found = rows.prompts_of_set(connection, prompt_set) if numbers is None else np.array(numbers, np.int64)
+    hits = rows.exports_of_prompts(connection, {prompt_set: found})
+    return ForwardLineage(n_prompts=len(found), jobs=[], exports=_hits(connection, hits))
+
+
 def of_teacher(session: Session, project_id: str, name_or_id: str) -> ForwardLineage:
     """Raises `NotFound`."""
     teacher = teacher_rows.get(session, project_id, name_or_id)

@@ -23,6 +23,7 @@ class PromptSetView(BaseModel):
     )
     n_prompts: int
     n_errors: int = Field(description="Rows that did not parse; see `/errors`.")
+    n_removed: int = Field(description="Prompts whose text was taken down; they are in `n_prompts`.")
     n_license_assumed: int = Field(
         description="Prompts that named no licence and took the project's default, else NOASSERTION: a warning."
     )
@@ -48,6 +49,9 @@ class PromptView(BaseModel):
     tools: list[dict[str, JsonValue]] | None
     response_schema: dict[str, JsonValue] | None
     content_hash: str
+    removed_by: str | None = Field(
+        description="The takedown that removed its text; `messages` is empty then."
+    )
 
 
 class PromptErrorView(BaseModel):
@@ -109,6 +113,7 @@ def view(row: PromptSet) -> PromptSetView:
         content_hash=row.content_hash.hex(),
         n_prompts=row.n_prompts,
         n_errors=row.n_errors,
+        n_removed=row.n_removed,
         n_license_assumed=row.n_license_assumed,
         created_at=row.created_at,
         sealed_at=row.sealed_at,
@@ -138,6 +143,7 @@ def _prompt(row: PromptRow) -> PromptView:
         tools=body.get("tools"),
         response_schema=body.get("response_schema"),
         content_hash=row.content_hash.hex(),
+        removed_by=row.removed_by,
     )
 
 

@@ -23,6 +23,7 @@ from app.services.export.facts import JobFacts, facts
 from app.services.export.judging import Verdict, verdict
 from app.services.export.spec import ExportSpec, FileSize, Layout, Selection, wanted
 from app.services.job_views import moment
+from app.services.lineage import TaintView, taints
 from app.services.policy import PolicyForecast, PolicySummary
 
 
@@ -62,6 +63,7 @@ class ExportView(BaseModel):
     n_rows_seen: int = Field(description="Rows looked at by the attempt under way.")
     eta_seconds: float | None = Field(description="Null while nothing can be said.")
     snapshot_at: datetime | None = Field(description="Rows recorded before it are in; none that came later.")
+    tainted_by: list[TaintView] = Field(description="Takedowns of rows that it holds, after it was made.")
     files: list[FileView] = Field(description="Those that are finished.")
     created_by: str
     created_at: datetime
@@ -88,11 +90,11 @@ class FormatView(BaseModel):
 
 
 def create(
-    session: Session, project_id: str, key_id: str, spec: ExportSpec, rules: PolicyRules
+    session: Session, project_id: str, key_id: str, spec: ExportSpec, rules: PolicyRules | None = None
 ) -> ExportView:
     """Raises `InvalidInput` for an unknown format or wrong options, `Unfit` where the rows do not fit the format,
     `NotFound` for an unknown job, `PolicyRefusal` where terms or licences forbid the use."""
-    export, judged = _asked(session, project_id, key_id, spec, rules)
+    export, judged = _asked(session, project_id, key_id, spec, rules or PolicyRules())
     connection = session.connection()
     policy.keep(connection, project_id, key_id, judged.decision_id, judged.decision, export.id)
     session.add(export)
@@ -161,12 +163,21 @@ def checked(session: Session, project_id: str, spec: ExportSpec) -> tuple[Export
 
 def _views(session: Session, exports: list[Export], files: dict[str, list[ExportFile]]) -> list[ExportView]:
     judged = policy.summaries(session.connection(), (export.policy_decision_id for export in exports))
+    tainted = taints(session.connection(), [export.id for export in exports])
     return [
-        _view(export, files[export.id], judged.get(export.policy_decision_id or "")) for export in exports
+        _view(
+            export,
+            files[export.id],
+            judged.get(export.policy_decision_id or ""),
+            tainted.get(export.id, []),
+        )
+        for export in exports
     ]
 
 
-def _view(export: Export, files: list[ExportFile], judged: PolicySummary | None) -> ExportView:
+def _view(
+    export: Export, files: list[ExportFile], judged: PolicySummary | None, tainted: list[TaintView]
+) -> ExportView:
     layout = Layout.model_validate(export.layout or {})
     return ExportView(
         id=export.id,
@@ -182,6 +193,7 @@ def _view(export: Export, files: list[ExportFile], judged: PolicySummary | None)
         on_refusal=export.on_refusal or "refuse",
         policy=judged,
         left_out=_left_out(export),
+        tainted_by=tainted,
         n_rows=export.n_rows,
         n_bytes=export.n_bytes,
         n_rows_expected=export.n_rows_expected,

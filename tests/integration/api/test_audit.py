@@ -49,6 +49,7 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
     open_set = made.prompt_set(seal=False)["id"]
     api.post(f"/v1/prompt-sets/{open_set}/seal")
     api.post("/v1/projects", json={"name": "second"})
+    api.post("/v1/takedowns", json={"prompt_set": set_id, "who": "x", "why": "y"})
     assert set(actions(api)) == {
         "export.cancel",
         "export.create",
@@ -70,6 +71,7 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
         "prompt_set.appended",
         "prompt_set.create",
         "prompt_set.seal",
+        "takedown.order",
         "teacher.change",
         "teacher.delete",
         "teacher.probe",
@@ -87,9 +89,9 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
     assert (verification["intact"], verification["problems"]) == (True, [])
 
 
-# create: project, key, set, teacher, job, export, override; change: project, teacher; append, seal, probe;
+# create: project, key, set, teacher, job, export, override, takedown; change: project, teacher; append, seal, probe;
 # pause, resume, cancel, retry; cancel: export; revoke: key, override; delete: teacher, export
-LOGGED = 22
+LOGGED = 23
 
 
 def test_no_secret_and_no_content_is_in_the_log(app: FastAPI, api: TestClient, made: Made) -> None:
