@@ -151,7 +151,7 @@ class Environment:
 
 SUITES = ROOT / "tests" / "environments"
 CPU_BUILDS_OF_TORCH = "https://download.pytorch.org/whl/cpu"
-FORGET_SECONDS = 14 * 86_400
+FORGET_SECONDS = 4 * 3600
 
 
 def cache_dir() -> Path:
@@ -203,7 +203,7 @@ def _install_whole(pip: tuple[str | Path, ...], lock: Path) -> None:
 
 
 def _forget_old(home: Path, name: str, current: Path) -> None:
-    """Environments of earlier locks go when nobody has used them for two weeks: each is gigabytes."""
+    """Environments of other locks go when nobody has used them for hours: each is gigabytes, and made in minutes."""
     for other in home.glob(f"{name}-{'[0-9a-f]' * 16}"):
         mark = other / ".complete"
         if (

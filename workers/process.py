@@ -19,6 +19,7 @@ from app.settings import Settings
 from app.storage.places import open_storage
 from app.storage.segments import Profile
 from app.teachers import TeacherAccess, build
+from app.teachers.vllm_engine import load_in_this_process
 from workers.dispatch import Dispatcher
 from workers.exporting import ExportRunner
 from workers.taking_down import TakedownRunner
@@ -55,6 +56,7 @@ class WorkerProcess:
 
     def start(self) -> None:
         log.info("worker %s starts", self.worker_id)
+        load_in_this_process()
         for thread in self._threads:
             thread.start()
 

@@ -19,6 +19,7 @@ from app.cli import (
     service,
     submit,
     teachers,
+    vllm_serve,
     worker,
 )
 from app.cli.outcome import Guarded
@@ -52,7 +53,7 @@ def _common(
 
 
 for panel, commands in (
-    ("The service", (*service.commands, *worker.commands, *doctor.commands)),
+    ("The service", (*service.commands, *worker.commands, *vllm_serve.commands, *doctor.commands)),
     ("The main job", (*submit.commands, *exports.commands)),
 ):
     for command in commands:

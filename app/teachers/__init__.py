@@ -37,10 +37,17 @@ def _gemini(spec: TeacherSpec, access: TeacherAccess) -> Teacher:
     return GeminiTeacher(spec, access)
 
 
+def _vllm_engine(spec: TeacherSpec, access: TeacherAccess) -> Teacher:
+    from app.teachers.vllm_engine import VllmEngineTeacher
+
+    return VllmEngineTeacher(spec)
+
+
 _DRIVERS: dict[str, Callable[[TeacherSpec, TeacherAccess], Teacher]] = {
     "embedded": _embedded,
     "openai": _openai,
     "vllm": _vllm,
+    "vllm-engine": _vllm_engine,
     "anthropic": _anthropic,
     "gemini": _gemini,
 }

@@ -12,7 +12,7 @@ import orjson
 
 from app.domain.columns import Int32, TokenColumns, ids_only, token_columns
 from app.errors import MalformedAnswer
-from app.teachers.inside_vllm.retort_route.wire import MAGIC, PREFIX, VERSION
+from app.teachers.inside_vllm.retort_route.wire import MAGIC, PREFIX, VERSION, Rows
 
 _MAX_HEADER = 1 << 20
 _MAX_CHOICES = 16_384
@@ -121,9 +121,16 @@ def _columns(reader: _Reader, rows: int, k: int | None, prompt_ids: Int32 | None
     own = ids[:, 0]
     if (own < 0).any():
         raise MalformedAnswer("the compact answer has a negative token id")
+    return columns_of(Rows(ids, logprobs, ranks), k, prompt_ids)
+
+
+def columns_of(rows: Rows, k: int | None, prompt_ids: Int32 | None) -> TokenColumns:
+    """Raises `MalformedAnswer` for NaN and the like."""
+    own = rows.ids[:, 0]
     if k is None:
         return ids_only(own, prompt_ids)
-    return token_columns(own, ids, logprobs, logprobs[:, 0], k, prompt_ids, np.maximum(ranks, 0))
+    ranks = np.maximum(rows.ranks, 0)
+    return token_columns(own, rows.ids, rows.logprobs, rows.logprobs[:, 0], k, prompt_ids, ranks)
 
 
 def _choice(told: dict[str, Any], tokens: TokenColumns, text: str, n: int) -> CompactChoice:

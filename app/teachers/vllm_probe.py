@@ -53,10 +53,11 @@ _CONVERSATION: tuple[Turn, ...] = (
     {"role": "assistant", "content": "42"},
     {"role": "user", "content": "  Thank you.\nAnd 6 + 7?  "},
 )
-_SAMPLE = (
+SAMPLE = (
     "The quick brown fox, 3.14159 × 1,234,567 = ?\n\n\tdef f(x: int) -> str:\n        return f'{x!r}'\n"
     "Übergrößenträger naïve café — “quoted” … ½ ≠ ∞; 日本語のテキスト 한국어 العربية हिन्दी 🙂👩‍👩‍👧 \r\n   \u00a0end"
 )
+CONVERSATIONS = (_QUESTION, _CONVERSATION, _CONVERSATION[1:])
 _DATE = re.compile(
     r"\d{4}-\d{2}-\d{2}"
     r"|\d{1,2} (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]* \d{4}"
@@ -252,16 +253,16 @@ class Looker:
         By what they do, since a plain server does not hand them out. Dates are masked: some templates tell today's.
         """
         try:
-            tokenizer = sha256(repr(await self._prompts.ids_of(_SAMPLE)).encode()).hex()
+            tokenizer = sha256(repr(await self._prompts.ids_of(SAMPLE)).encode()).hex()
         except (PermanentTeacherError, MalformedAnswer) as error:
             if isinstance(error, TeacherRefusedKey):
                 raise
             return None, None, [f"prompts cannot be rendered to token ids: {error.detail}"]
         texts = []
-        for messages in (_QUESTION, _CONVERSATION, _CONVERSATION[1:]):
+        for messages in CONVERSATIONS:
             try:
                 rendered = await self._prompts.render(messages, {})
-                texts.append(_DATE.sub("[date]", await self._prompts.text_of(rendered.ids)))
+                texts.append(masked(await self._prompts.text_of(rendered.ids)))
             except TeacherRefusedKey:
                 raise
             except PermanentTeacherError as error:
@@ -368,6 +369,11 @@ class Looker:
             raise
         except (PermanentTeacherError, MalformedAnswer):
             return False
+
+
+def masked(text: str) -> str:
+    """A rendered conversation without dates: some templates tell today's."""
+    return _DATE.sub("[date]", text)
 
 
 def unreachable(error: TeacherError) -> Server:

@@ -74,6 +74,8 @@ def _common(model: str, asked: TokenRequest) -> dict[str, Any]:
         body["request_id"] = asked.request_id
     if asked.priority is not None:
         body["priority"] = asked.priority
+    if asked.sampling.stop:
+        body["stop"] = list(asked.sampling.stop)
     if asked.schema is not None:
         body["structured_outputs"] = {"json": asked.schema}
     return body
@@ -88,8 +90,6 @@ def compact_body(model: str, asked: TokenRequest) -> bytes:
 
 def completions_body(model: str, asked: TokenRequest) -> bytes:
     body = _common(model, asked) | {"prompt": asked.ids, "return_token_ids": True}
-    if asked.sampling.stop:
-        body["stop"] = list(asked.sampling.stop)
     if asked.top_logprobs:
         # Without the second, candidates that read alike overwrite each other.
         body |= {"logprobs": asked.top_logprobs, "return_tokens_as_token_ids": True}

@@ -242,7 +242,7 @@ def test_a_conversation_is_rendered_once() -> None:
     ("changes", "route"),
     [
         ({}, "compact"),
-        ({"sampling": SamplingParameters(stop=("x",))}, "completions"),
+        ({"sampling": SamplingParameters(stop=("x",))}, "compact"),
         ({"tools": ({"type": "function", "function": {"name": "f"}},)}, "chat"),
     ],
 )

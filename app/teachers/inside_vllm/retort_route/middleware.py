@@ -169,14 +169,14 @@ async def _unless_gone(work: Awaitable[Any], receive: Receive) -> Any:
     except (_Gone, Refused, asyncio.CancelledError):
         raise
     except Exception as error:
-        raise _refusal(error) from error
+        raise refusal_of(error) from error
     finally:
         for task in (doing, leaving):
             task.cancel()
         await asyncio.gather(doing, leaving, return_exceptions=True)
 
 
-def _refusal(error: Exception) -> Refused:
+def refusal_of(error: Exception) -> Refused:
     """What vLLM's own routes would answer to an exception of the engine."""
     from vllm import exceptions as known
 

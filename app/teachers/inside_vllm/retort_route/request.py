@@ -60,6 +60,7 @@ FIELDS: dict[str, Field] = {
     "repetition_penalty": Field(_NUMBER, 0, 1_000_000),
     "seed": Field(int, -_INT64, _INT64 - 1),
     "stop_token_ids": Field(list),
+    "stop": Field(list),
     "ignore_eos": Field(bool),
     "thinking_token_budget": Field(int, -1, _INT64 - 1),
 }
@@ -93,6 +94,9 @@ def read_request(body: bytes, max_model_len: int) -> dict[str, Any]:
         FIELDS[name].check(name, value)
     _check_ids("prompt_token_ids", asked.get("prompt_token_ids", []), max_model_len)
     _check_ids("stop_token_ids", asked.get("stop_token_ids", []), 4096)
+    stops = asked.get("stop", [])
+    if len(stops) > 64 or not all(isinstance(stop, str) and 0 < len(stop) <= 1024 for stop in stops):
+        raise Refused(400, "stop must hold at most 64 strings of 1 to 1024 characters", "stop")
     if not asked.get("prompt_token_ids"):
         raise Refused(400, "prompt_token_ids must hold at least one token id", "prompt_token_ids")
     if len(asked.get("request_id", "")) > 256 or not asked.get("request_id", "").isprintable():
@@ -135,7 +139,7 @@ def sampling_params(asked: Mapping[str, Any], model_config: Any) -> Any:
         logprobs=asked.get("top_logprobs"),
         prompt_logprobs=asked.get("prompt_logprobs"),
         flat_logprobs=True,
-        detokenize=False,
+        detokenize=bool(asked.get("stop")),  # only to look for these: else the text is made once, at the end
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,
     )
@@ -181,7 +185,9 @@ def answer(
     choices = []
     for output in final.outputs if asked.get("max_tokens") != 0 else ():
         ids = list(output.token_ids)
-        text = decode(ids) if asked.get("text", True) else ""
+        text = ""
+        if asked.get("text", True):
+            text = output.text if asked.get("stop") else decode(ids)
         rows = rows_of(ids, output.logprobs, k)
         choices.append(Choice(output.index, rows, text, output.finish_reason, output.stop_reason))
     prompt = None
