@@ -28,13 +28,22 @@ _EXAMPLES: Any = {
     "a vLLM server": {
         "value": {
             "name": "qwen",
-            "driver": "openai",
+            "driver": "vllm",
             "model": "Qwen/Qwen3-32B",
             "base_url": "http://127.0.0.1:8000/v1",
-            "options": {"provider": "vllm"},
+            "secret_ref": "env:TEACHER_KEY",
             "license": "Apache-2.0",
             "max_in_flight": 256,
             "price": [{"input": 0.1, "output": 0.4}],
+        }
+    },
+    "vLLM in the worker": {
+        "value": {
+            "name": "qwen-here",
+            "driver": "vllm-engine",
+            "model": "Qwen/Qwen3-8B",
+            "options": {"engine": {"max_model_len": 16384, "max_logprobs": 128}},
+            "license": "Apache-2.0",
         }
     },
     "an API": {

@@ -84,7 +84,8 @@ def check_columns(columns: TokenColumns, k: int) -> None:
 
 
 def test_every_driver_of_the_registry_is_on_a_stage() -> None:
-    assert {name.partition("-")[0] for name in STAGES} >= set(known_drivers())
+    by_itself = {"vllm-engine"}  # needs vLLM in the same process: tests/vllm/test_in_process.py
+    assert {name.partition("-")[0] for name in STAGES} | by_itself >= set(known_drivers())
 
 
 @every

@@ -133,7 +133,21 @@ def test_images_are_pinned_and_volumes_are_declared() -> None:
         tag = service["image"].rpartition(":")[2]
         assert re.match(r"v?\d", tag), f"{name} has no version: {service['image']}"
         for volume in service.get("volumes", []):
-            assert volume.partition(":")[0] in COMPOSE["volumes"]
+            source = volume.partition(":")[0]
+            assert (ROOT / source).is_dir() if source.startswith("./") else source in COMPOSE["volumes"]
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-cpu"])
+def test_vllm_has_the_compact_route(name: str) -> None:
+    """Its folder is mounted where the server's Python looks, and the class that is named is in it."""
+    service = SERVICES[name]
+    (mount,) = [volume for volume in service["volumes"] if volume.startswith("./")]
+    source, target, mode = mount.split(":")
+    assert (service["environment"]["PYTHONPATH"], mode) == (target, "ro")
+    (middleware,) = [word for word in service["command"] if word.startswith("--middleware=")]
+    package, _, made = middleware.partition("=")[2].rpartition(".")
+    assert made in (ROOT / source / package / "__init__.py").read_text()
+    assert "VLLM_API_KEY" in service["environment"]
 
 
 def test_the_image_installs_from_a_lock_and_runs_as_a_user() -> None:
