@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from app.recipes import JobSpec
 from app.services.appends import AppendView
 from app.services.completions import CompletionOut
-from app.services.export import ExportSpec, ExportView
+from app.services.export import ExportSpec, ExportView, FormatView
 from app.services.job_views import JobEstimate, JobView
 from app.services.projects import KeyView, NewKeyView, ProjectView, Role
 from app.services.prompt_sets import PromptErrorView, PromptSetView, PromptView
@@ -226,6 +226,15 @@ class RetortClient:
 
     def exports(self) -> Iterator[ExportView]:
         return self._pages("/v1/exports", ExportView)
+
+    def export_formats(self) -> Iterator[FormatView]:
+        return self._pages("/v1/export-formats", FormatView)
+
+    def delete_export(self, export: str) -> ExportView:
+        deleted = self._patiently(
+            lambda: self._http.delete(f"/v1/exports/{export}"), self._patience, again=True
+        )
+        return self._parsed(ExportView, deleted)
 
     def cancel_export(self, export: str) -> ExportView:
         return self._post(f"/v1/exports/{export}/cancel", ExportView, again=True)

@@ -11,6 +11,7 @@ from app.cli import (
     bench,
     database,
     doctor,
+    export_list,
     exports,
     jobs,
     keys,
@@ -65,6 +66,7 @@ app.command(  # its arguments are the benchmark's own, --help included
 )(bench.bench)
 for name, group, about in (
     ("jobs", jobs.app, "List, read and steer jobs."),
+    ("exports", export_list.app, "List, read, cancel and delete exports; list their formats."),
     ("prompt-sets", prompt_sets.app, "List and read prompt sets."),
     ("teachers", teachers.app, "List, register and probe teachers."),
     ("keys", keys.app, "List, create and revoke API keys."),

@@ -19,6 +19,7 @@ from app.domain.lifecycle import ExportStatus
 
 if TYPE_CHECKING:
     from app.client import RetortClient
+    from app.domain.metadata_filter import MetadataFilter
     from app.domain.splits import Split
     from app.services.export import ExportView
 
@@ -43,6 +44,12 @@ def export(
     teacher: Annotated[list[str] | None, typer.Option(help="Only rows of this teacher. Repeat it.")] = None,
     finish_reason: Annotated[
         list[str] | None, typer.Option(help="Only rows that ended so: stop, length, … Repeat it.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only prompts whose metadata has this: topic=maths, level=3..5 (a range), tags.0=easy. Repeat it."
+        ),
     ] = None,
     rows_per_file: Annotated[int | None, typer.Option(min=1, help="Default: 100,000.")] = None,
     drop_refused: Annotated[
@@ -69,7 +76,10 @@ def export(
         format=export_format,
         options=dict(pair(text) for text in option or ()),
         selection=Selection(
-            jobs=tuple(job), teachers=tuple(teacher or ()), finish_reasons=tuple(finish_reason or ())
+            jobs=tuple(job),
+            teachers=tuple(teacher or ()),
+            finish_reasons=tuple(finish_reason or ()),
+            metadata=tuple(_condition(text) for text in where or ()),
         ),
         split=_split(split),
         file_size=FileSize() if rows_per_file is None else FileSize(rows=rows_per_file),
@@ -89,6 +99,21 @@ def export(
             markup=False,
         ),
     )
+
+
+def _condition(text: str) -> "MetadataFilter":
+    """`path=value`, or `path=low..high` with either end left out."""
+    from app.domain.metadata_filter import MetadataFilter
+
+    path, value = pair(text, "--where")
+    low, dots, high = value.partition("..") if isinstance(value, str) else ("", "", "")
+    if not dots:
+        return MetadataFilter(path=path, equals=value)
+    ends = {name: pair(f"{name}={end}")[1] for name, end in (("min", low), ("max", high)) if end}
+    try:
+        return MetadataFilter.model_validate({"path": path, **ends})
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r}: write PATH=LOW..HIGH", param_hint="--where") from error
 
 
 def _split(text: str | None) -> "Split":

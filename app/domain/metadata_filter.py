@@ -1,6 +1,16 @@
 """A condition on a prompt's metadata: a path, and what its value must be."""
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 
 class MetadataFilter(BaseModel):
@@ -15,8 +25,8 @@ class MetadataFilter(BaseModel):
     path: str = Field(min_length=1, max_length=512)
     equals: JsonValue = None
     any_of: tuple[JsonValue, ...] | None = Field(None, min_length=1, max_length=10_000)
-    min: float | str | None = None
-    max: float | str | None = None
+    min: int | float | str | None = None
+    max: int | float | str | None = None
 
     @model_validator(mode="after")
     def _one_condition(self) -> "MetadataFilter":
@@ -24,6 +34,11 @@ class MetadataFilter(BaseModel):
         if ranged + ("equals" in self.model_fields_set) + ("any_of" in self.model_fields_set) != 1:
             raise ValueError(f"{self.path}: give one of `equals`, `any_of`, or a range of `min` and `max`")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, all_fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Only what was given: `equals: null` is a condition of its own."""
+        return {name: value for name, value in all_fields(self).items() if name in self.model_fields_set}
 
     def holds(self, metadata: dict[str, JsonValue]) -> bool:
         found, value = _at(metadata, self.path.split("."))
