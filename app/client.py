@@ -12,13 +12,21 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from app.recipes import JobSpec
 from app.services.appends import AppendView
+from app.services.audit import AuditEventView, AuditHeadView, AuditVerification
 from app.services.completions import CompletionOut
+from app.services.decisions import DecisionSummary, DecisionView, ReplayView
+from app.services.evaluations import EvaluationRequest
 from app.services.export import ExportSpec, ExportView, FormatView
 from app.services.job_views import JobEstimate, JobView
+from app.services.lineage import ForwardLineage, RowLineage
+from app.services.overrides import NewLicenceOverride, NewTermsOverride, OverrideView
+from app.services.policy import PolicyForecast
 from app.services.projects import KeyView, NewKeyView, ProjectView, Role
 from app.services.prompt_sets import PromptErrorView, PromptSetView, PromptView
 from app.services.retrying import RetryView
+from app.services.takedown import TakedownForecast, TakedownRequest, TakedownView
 from app.services.teachers import NewTeacher, TeacherView
+from app.services.terms_views import PolicyView, TermsView
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -298,6 +306,66 @@ class RetortClient:
 
     # How requests are made
 
+    # The policy, the audit log, lineage and takedowns
+
+    def policy(self) -> PolicyView:
+        return self._get("/v1/policy", PolicyView)
+
+    def terms(self, terms_id: str) -> TermsView:
+        return self._get(f"/v1/policy/terms/{terms_id}", TermsView)
+
+    def evaluate(self, asked: EvaluationRequest) -> PolicyForecast:
+        return self._post("/v1/policy/evaluate", PolicyForecast, _body(asked), again=True)
+
+    def decisions(self, **filters: str) -> Iterator[DecisionSummary]:
+        return self._pages("/v1/policy/decisions", DecisionSummary, filters)
+
+    def decision(self, decision: str) -> DecisionView:
+        return self._get(f"/v1/policy/decisions/{decision}", DecisionView)
+
+    def replay_decision(self, decision: str) -> ReplayView:
+        return self._post(f"/v1/policy/decisions/{decision}/replay", ReplayView, again=True)
+
+    def overrides(self) -> Iterator[OverrideView]:
+        return self._pages("/v1/policy/overrides", OverrideView)
+
+    def record_override(self, new: NewTermsOverride | NewLicenceOverride) -> OverrideView:
+        return self._post(
+            "/v1/policy/overrides", OverrideView, new.model_dump(mode="json", exclude_none=True)
+        )
+
+    def revoke_override(self, override: str, why: str) -> OverrideView:
+        return self._post(f"/v1/policy/overrides/{override}/revoke", OverrideView, {"why": why}, again=True)
+
+    def audit_events(self, **filters: str) -> Iterator[AuditEventView]:
+        return self._pages("/v1/audit", AuditEventView, filters)
+
+    def audit_head(self) -> AuditHeadView:
+        return self._get("/v1/audit/head", AuditHeadView)
+
+    def verify_audit(self, anchors: list[str]) -> AuditVerification:
+        return self._get("/v1/audit/verify", AuditVerification, {"anchor": anchors})
+
+    def lineage_of_row(self, row_id: str) -> RowLineage:
+        return self._get("/v1/lineage/row", RowLineage, {"row_id": row_id})
+
+    def lineage_to_exports(self, **origin: str | int) -> ForwardLineage:
+        return self._get("/v1/lineage/exports", ForwardLineage, origin)
+
+    def order_takedown(self, asked: TakedownRequest, idempotency_key: str | None = None) -> TakedownView:
+        return self._post("/v1/takedowns", TakedownView, _body(asked), key=idempotency_key)
+
+    def forecast_takedown(self, asked: TakedownRequest) -> TakedownForecast:
+        return self._post(
+            "/v1/takedowns", TakedownForecast, _body(asked), params={"dry_run": True}, again=True
+        )
+
+    def takedown(self, takedown: str) -> TakedownView:
+        return self._get(f"/v1/takedowns/{takedown}", TakedownView)
+
+    def takedowns(self) -> Iterator[TakedownView]:
+        return self._pages("/v1/takedowns", TakedownView)
+
     def _get(self, path: str, model: type[M], params: dict[str, Any] | None = None) -> M:
         return self._parsed(
             model, self._patiently(lambda: self._http.get(path, params=params), self._patience, again=True)
@@ -379,7 +447,7 @@ class _Page(BaseModel):
     next_cursor: str | None
 
 
-def _body(spec: JobSpec | ExportSpec) -> dict[str, JsonValue]:
+def _body(spec: JobSpec | ExportSpec | EvaluationRequest | TakedownRequest) -> dict[str, JsonValue]:
     return spec.model_dump(mode="json", exclude_unset=True)
 
 

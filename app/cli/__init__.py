@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from app.cli import (
+    audit,
     bench,
     database,
     doctor,
@@ -15,11 +16,15 @@ from app.cli import (
     exports,
     jobs,
     keys,
+    lineage,
+    policy,
     project,
     prompt_sets,
     service,
     submit,
+    takedowns,
     teachers,
+    verify,
     vllm_serve,
     worker,
 )
@@ -55,7 +60,7 @@ def _common(
 
 for panel, commands in (
     ("The service", (*service.commands, *worker.commands, *vllm_serve.commands, *doctor.commands)),
-    ("The main job", (*submit.commands, *exports.commands)),
+    ("The main job", (*submit.commands, *exports.commands, *verify.commands)),
 ):
     for command in commands:
         app.command(rich_help_panel=panel)(command)
@@ -71,6 +76,10 @@ for name, group, about in (
     ("teachers", teachers.app, "List, register and probe teachers."),
     ("keys", keys.app, "List, create and revoke API keys."),
     ("project", project.app, "Read your project and set its default licence."),
+    ("policy", policy.app, "What terms and licences permit, decisions, overrides."),
+    ("audit", audit.app, "Who did what, and the proof that nothing of it was changed."),
+    ("lineage", lineage.app, "From a row back to its origin, and forward to exports."),
+    ("takedown", takedowns.app, "Remove what was made from a source, of prompts, or by a teacher."),
     ("db", database.app, "The database that this machine's settings name."),
 ):
     app.add_typer(group, name=name, help=about, rich_help_panel="Groups of commands")

@@ -1,10 +1,11 @@
 """`retort keys …`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from app.cli.outcome import AsJson, client, out, show, table
+from app.cli.outcome import AsJson, CommandFailed, Exit, client, out, settings, show, table
 
 if TYPE_CHECKING:
     from app.services.projects import NewKeyView
@@ -58,3 +59,47 @@ def revoke(key: Annotated[str, typer.Argument(help="Id of a key.")], as_json: As
     with client() as api:
         gone = api.revoke_key(key)
     show(gone, as_json, lambda: out.print(f"{gone.id} is revoked."))
+
+
+@app.command("sign-init")
+def sign_init(
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="File for the private key. Default: signing.key in the data folder."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the key that signs exports' manifests, on this machine; whoever verifies needs the .pub file only.
+
+    Workers of this data folder take it when they start; elsewhere RETORT_SIGNING_KEY_FILE names it.
+    """
+    import os
+
+    from app.exporters import signing
+
+    private = to or settings().signing_key_path
+    public = private.with_suffix(".pub")
+    private.parent.mkdir(parents=True, exist_ok=True)
+    made = signing.new_private_key()
+    try:
+        descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise CommandFailed(
+            f"{private} is there already: what it signed could be verified no more; move it away first",
+            Exit.REFUSED,
+            "conflict",
+        ) from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(made)
+        os.fsync(file.fileno())
+    public.write_bytes(signing.public_key_of(made))
+    told = {
+        "private_key": str(private),
+        "public_key": str(public),
+        "key_id": signing.key_id(public.read_bytes()),
+    }
+    show(
+        told, as_json, lambda: out.print(f"{private} signs, {public} verifies.", markup=False, soft_wrap=True)
+    )

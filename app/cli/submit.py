@@ -18,6 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from app.cli.intended_use import Commercial, Competing, Redistribution, intended_use
 from app.cli.outcome import AsJson, CommandFailed, Exit, client, counted, err, out, show
+from app.cli.policy import told as policy_told
 from app.cli.progress import watch as follow
 from app.domain.lifecycle import ENDED, JobStatus
 
@@ -180,6 +181,8 @@ def _check_teacher(api: "RetortClient", name: str) -> None:
 def _submitted(api: "RetortClient", spec: "JobSpec", watch: bool, as_json: bool) -> None:
     job = api.submit_job(spec, idempotency_key=f"cli-{secrets.token_hex(12)}")
     err.print(f"Job {job.id}: {counted(job.counts.expected, 'completion')} to make.")
+    for warning in () if job.policy is None else job.policy.warnings:
+        err.print(f"Policy: {warning}", markup=False, style="yellow", soft_wrap=True)
     if watch:
         job = follow(api, job.id, err)
     elif not as_json:
@@ -198,8 +201,11 @@ def _estimated(api: "RetortClient", spec: "JobSpec", as_json: bool) -> None:
             out.print(f"At most {counted(found.max_completion_tokens, 'completion token')}.")
         for warning in found.warnings:
             out.print(f"Warning: {warning}.", markup=False)
+        policy_told(found.policy)
 
     show(found, as_json, told)
+    if found.policy.outcome == "block":
+        raise typer.Exit(Exit.REFUSED)
 
 
 def _uploaded(api: "RetortClient", file: Path, name: str, strict: bool) -> "AppendView":

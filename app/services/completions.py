@@ -61,7 +61,9 @@ class CompletionView(BaseModel):
     prompt_license: str
     teacher_license: str | None
     reused_from: str | None
-    removed_by: str | None = Field(description="The takedown that removed text and tokens; hashes stay.")
+    removed_by: str | None = Field(
+        None, description="The takedown that removed text and tokens; hashes stay."
+    )
     error_kind: str | None
     error_detail: str | None
     created_at: datetime

@@ -26,7 +26,7 @@ class CountsView(BaseModel):
     expected: int = Field(description="All that the job will make, as far as it is cut.")
     completed: int
     failed: int
-    removed: int = Field(description="Taken down: in no other count, and not in `expected`.")
+    removed: int = Field(0, description="Taken down: in no other count, and not in `expected`.")
     reused: int = Field(description="Those of `completed` that were taken from earlier jobs.")
     remaining: int
     prompt_tokens: int
