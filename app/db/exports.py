@@ -169,10 +169,19 @@ def beat(connection: Connection, claim: ExportClaim, progress: Progress, lease_s
 
 
 def add_file(
-    connection: Connection, claim: ExportClaim, file: FinishedFile, members: Sequence[dict[str, Any]]
+    connection: Connection,
+    claim: ExportClaim,
+    file: FinishedFile,
+    members: Sequence[dict[str, Any]],
+    n_rows: int,
+    n_bytes: int,
 ) -> bool:
-    """Keep a finished data file, and what is in it: no attempt writes it again. False: the export is not ours."""
-    if not connection.execute(update(Export).where(*_ours(claim)).values(attempts=0, error=None)).rowcount:
+    """Keep a finished data file, and what is in it: no attempt writes it again. False: the export is not ours.
+
+    `n_rows` and `n_bytes`: of all finished files, this one included.
+    """
+    told = {"attempts": 0, "error": None, "n_rows": n_rows, "n_bytes": n_bytes}
+    if not connection.execute(update(Export).where(*_ours(claim)).values(**told)).rowcount:
         return False
     connection.execute(insert(ExportFile), [file.row(claim.export_id)])
     if members:

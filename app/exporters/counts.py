@@ -24,6 +24,7 @@ SUMMED: Final = ("prompt_tokens", "completion_tokens", "reasoning_tokens")
 """Columns that are summed, under `tokens`; a null adds nothing."""
 
 _MOST = 1000
+_OTHERS = "(others)"
 
 
 def counts_of(batch: pa.RecordBatch) -> Counts:
@@ -50,12 +51,16 @@ def add(total: Counts, more: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def in_order(counts: Counts) -> Counts:
-    """The same in the order of the keys. Of more than a thousand values the rarer ones are summed as `(others)`."""
-    return {name: _bounded(counts[name]) for name in sorted(counts)}
+    """The same in the order of the keys. Where a counted column has more than a thousand values, the rarer ones are
+    summed as `(others)`."""
+    return {
+        name: _bounded(counts[name]) if name in COUNTED else dict(sorted(counts[name].items()))
+        for name in sorted(counts)
+    }
 
 
 def _bounded(values: Mapping[str, int]) -> dict[str, int]:
-    if len(values) <= _MOST:
-        return dict(sorted(values.items()))
-    ranked = sorted(values.items(), key=lambda item: (-item[1], item[0]))
-    return dict(sorted(ranked[:_MOST])) | {"(others)": sum(count for _, count in ranked[_MOST:])}
+    ranked = sorted(values.items(), key=lambda item: (item[0] == _OTHERS, -item[1], item[0]))
+    rest = sum(count for value, count in ranked[_MOST:])
+    kept = dict(sorted(ranked[:_MOST]))
+    return kept | {_OTHERS: rest + kept.get(_OTHERS, 0)} if rest else kept

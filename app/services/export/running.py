@@ -160,7 +160,7 @@ class _Lease:
             raise _Gone
 
     def _beat(self) -> None:
-        while not self._done.wait(min(0.5, self._seconds / 4)):
+        while not self._done.wait(min(1.0, self._seconds / 4)):
             try:
                 with transaction(self._database) as connection:
                     if not rows.beat(connection, self._claim, self.progress, self._seconds):
@@ -335,7 +335,7 @@ class _Attempt:
         written = file.new.finish()
         del self._open[split]
         self._portions[split].new_file()
-        counts: dict[str, Any] = {**file.counts, "dropped": dict(file.shard.dropped)}
+        counts: dict[str, Any] = {**in_order(file.counts), "dropped": dict(file.shard.dropped)}
         made = FinishedFile(
             name=file.name,
             path=f"{self._folder}/{file.name}",
@@ -347,7 +347,9 @@ class _Attempt:
             counts=counts,
         )
         with transaction(self._database) as connection:
-            if not rows.add_file(connection, self._claim, made, file.members.rows()):
+            done = [*self._finished, made]
+            n_rows, n_bytes = sum(one.n_rows or 0 for one in done), sum(one.n_bytes for one in done)
+            if not rows.add_file(connection, self._claim, made, file.members.rows(), n_rows, n_bytes):
                 raise _Gone
         self._finished.append(made)
 
