@@ -20,6 +20,7 @@ RetortError
 └── TeacherError            what a driver raises; the engine decides by the class, never by words
     ├── TransientTeacherError   worth asking again (429, 5xx, cut connection, time-out)
     │   ├── RateLimited         carries retry_after seconds, where given
+    │   │   └── Overloaded      503: the server has more than it can take
     │   ├── MalformedAnswer     an answer that cannot be what was asked for (half a JSON, NaN logprobs)
     │   └── TeacherUnavailable  nothing answers: the lane parks, no attempt is burnt
     └── PermanentTeacherError   asking again cannot help (400, refused parameter)
@@ -127,6 +128,10 @@ class TransientTeacherError(TeacherError):
 
 class RateLimited(TransientTeacherError):
     kind = "teacher-rate-limited"
+
+
+class Overloaded(RateLimited):
+    kind = "teacher-overloaded"
 
 
 class MalformedAnswer(TransientTeacherError):

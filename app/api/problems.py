@@ -42,6 +42,7 @@ STATUS: Mapping[type[errors.RetortError], int] = {
     errors.TeacherError: 502,
     errors.TransientTeacherError: 502,
     errors.RateLimited: 503,
+    errors.Overloaded: 503,
     errors.MalformedAnswer: 502,
     errors.TeacherUnavailable: 503,
     errors.PermanentTeacherError: 502,

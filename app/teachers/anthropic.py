@@ -68,6 +68,7 @@ class AnthropicTeacher:
         )
         return Capabilities(
             reachable=True,
+            hosted=True,
             engine=None,
             served_model=str(answer.get("model") or self._model),
             max_model_len=length if isinstance(length, int) else None,

@@ -2,13 +2,14 @@
 
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pydantic import JsonValue
 
 from app.domain.columns import TokenColumns
 from app.domain.sampling import Elicitation, SamplingParameters
 from app.domain.teacher import TeacherSpec as TeacherSpec
+from app.teachers.pressure import Pressure
 
 Turn = dict[str, JsonValue]  # one chat message, JSON-ready
 
@@ -86,6 +87,7 @@ class Capabilities:
     scoring: bool = False
     compact_route: bool = False
     batch_api: bool = False
+    hosted: bool = False  # a provider's API: it says itself when it is too much (429)
     tokenizer_sha256: str | None = None
     chat_template_sha256: str | None = None
     vocab_size: int | None = None
@@ -108,6 +110,13 @@ class Capabilities:
 
     def as_json(self) -> dict[str, JsonValue]:
         return {**asdict(self), "refuses": list(self.refuses), "problems": list(self.problems)}
+
+
+@runtime_checkable
+class Gauged(Protocol):
+    """A driver whose server tells its load. None where this one does not."""
+
+    async def pressure(self) -> Pressure | None: ...
 
 
 class Teacher(Protocol):

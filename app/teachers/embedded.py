@@ -23,6 +23,7 @@ from app.teachers.base import Capabilities, GenerateRequest, Generation, Teacher
 from app.teachers.elicit import BEGIN, END, Forced, Piece, elicit, instructed
 from app.teachers.embedded_shots import with_shots
 from app.teachers.gguf_metadata import read_metadata
+from app.teachers.pressure import Pressure, read_pressure
 from app.teachers.replies import json_of
 from app.teachers.token_rows import columns_of_rows
 from app.teachers.transport import LocalTransport
@@ -84,6 +85,10 @@ class EmbeddedTeacher:
         _check(request)
         await self._open()
         return list(await asyncio.gather(*(self._sample(request, index) for index in request.sample_indices)))
+
+    async def pressure(self) -> Pressure | None:
+        await self._open()
+        return None if self._http is None else await read_pressure(self._http)
 
     async def score(self, prompt_ids: list[int], token_ids: list[int], top_logprobs: int) -> TokenColumns:
         raise Unsupported(

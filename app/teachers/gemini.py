@@ -69,6 +69,7 @@ class GeminiTeacher:
         length, methods = model.get("inputTokenLimit"), model.get("supportedGenerationMethods")
         return Capabilities(
             reachable=True,
+            hosted=True,
             engine=None,
             served_model=made.engine or self._model,
             max_model_len=length if isinstance(length, int) else None,

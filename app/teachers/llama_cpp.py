@@ -60,6 +60,7 @@ def _load(model: Path, key: str) -> RunningEngine:
         threads.poll = 50
     params.n_threads_http = 4 * SLOTS
     params.n_gpu_layers = 0
+    params.endpoint_metrics = True
     params.cache_ram_mib = 0
     params.warmup = False
     params.ui = False

@@ -12,6 +12,7 @@ from app.teachers.base import Capabilities, GenerateRequest, Generation, Turn
 from app.teachers.chat_answers import generations, usage_of
 from app.teachers.chat_requests import chat_body, encoded
 from app.teachers.elicit import Piece, elicit, instructed
+from app.teachers.pressure import Pressure, read_pressure
 from app.teachers.probe import Finding, Probe
 from app.teachers.providers import PROVIDERS
 from app.teachers.replies import json_of
@@ -47,7 +48,10 @@ class OpenAITeacher:
         found = await Probe(self._http, self._root, self._model, self._provider, self._found).run()
         if found.capabilities.reachable:
             self._found = found
-        return found.capabilities
+        return replace(found.capabilities, hosted=self._provider.hosted)
+
+    async def pressure(self) -> Pressure | None:
+        return None if self._provider.hosted else await read_pressure(self._root)
 
     async def generate(self, request: GenerateRequest) -> list[Generation]:
         # A trace that is drawn out turn by turn has no token columns; where they are wanted, asking must do.

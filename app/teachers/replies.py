@@ -9,6 +9,7 @@ import orjson
 
 from app.errors import (
     MalformedAnswer,
+    Overloaded,
     PermanentTeacherError,
     RateLimited,
     TeacherError,
@@ -17,6 +18,7 @@ from app.errors import (
 )
 from app.teachers.transport import Reply
 
+_OVERLOADED = frozenset({503, 529})  # 529: Anthropic's
 _AGAIN = frozenset({408, 409, 421, 425})
 # Codes that providers document; whatever the status, no further call will do.
 _NO_CREDIT = frozenset(
@@ -76,6 +78,8 @@ def _error(status: int, codes: frozenset[str], message: str, wait: float | None)
         return TeacherRefusedKey(f"the teacher answered {status}: it does not take the key, or not for this")
     if status == 429:
         return RateLimited(told, retry_after=wait)
+    if status in _OVERLOADED:
+        return Overloaded(told, retry_after=wait)
     if status in _AGAIN or status >= 500:
         return TransientTeacherError(told, retry_after=wait)
     if 300 <= status < 400:

@@ -29,6 +29,7 @@ from app.teachers.base import Capabilities, GenerateRequest, Generation, Teacher
 from app.teachers.chat_answers import generations
 from app.teachers.elicit import instructed
 from app.teachers.inside_vllm.retort_route.wire import GENERATE
+from app.teachers.pressure import Pressure, read_pressure
 from app.teachers.replies import json_of
 from app.teachers.secrets import resolve
 from app.teachers.token_path import FAILED, TokenPath, flat, groups, priority_of, together
@@ -92,6 +93,9 @@ class VllmTeacher:
             except TeacherError as error:
                 self._server = None
                 return unreachable(error).capabilities
+
+    async def pressure(self) -> Pressure | None:
+        return await read_pressure(self._root)
 
     async def generate(self, request: GenerateRequest) -> list[Generation]:
         server = await self._known()

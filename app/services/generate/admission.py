@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from app.db import lanes, slots
 from app.db.models import Job, Teacher
 from app.db.session import passes, transaction
-from app.errors import RateLimited
+from app.errors import Overloaded, RateLimited
 from app.services.generate.config import EngineConfig
 from app.services.generate.replicas import BuildTeacher, LaneDown, Replica, Replicas, Result, unfit
 from app.services.generate.threads import Threads
@@ -28,6 +28,9 @@ from app.teachers.base import Capabilities, TeacherSpec
 from app.teachers.base import Teacher as Driver
 
 log = logging.getLogger(__name__)
+
+_TICK = 0.25  # seconds
+_THROTTLED_SECONDS = 600.0  # of refusals and nothing else, until a lane parks
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -54,7 +57,19 @@ class TeacherGate:
     cap: Cap
     replicas: Replicas
     held_until: float = -math.inf  # monotonic time before which the teacher wants to be left alone
+    held_at: float = -math.inf
+    throttles: int = 0  # one after the other, without an answer between
+    throttled_since: float = math.inf  # the first of them
     answered: int = 0
+
+    def throttled(self, now: float, asked_at: float, retry_after: float | None) -> None:
+        """The teacher answered 429: to all its replicas, for they share what it grants."""
+        if asked_at < self.held_at:
+            return  # it was under way when another one was refused
+        wait = min(30.0, 1.0 * 2.0**self.throttles) if retry_after is None else retry_after
+        self.throttles += 1
+        self.throttled_since = min(self.throttled_since, now)
+        self.held_at, self.held_until = now, max(self.held_until, now + wait)
 
 
 @dataclass(slots=True, eq=False)
@@ -128,13 +143,17 @@ class Permit:
         self._replica.told(result, self._asked_at, self._weight, gate.backoff_s)
         if isinstance(result, list):
             gate.teacher.answered += 1
+            gate.teacher.throttles, gate.teacher.throttled_since = 0, math.inf
             return None
-        if isinstance(result, RateLimited):
-            wait = 1.0 if result.retry_after is None else result.retry_after
-            gate.teacher.held_until = max(gate.teacher.held_until, now + wait)
+        if isinstance(result, RateLimited) and not isinstance(result, Overloaded):
+            gate.teacher.throttled(now, self._asked_at, result.retry_after)
         next_try = max(gate.teacher.held_until, self._replica.not_before)
         if next_try > now:
             gate.pump_in(next_try - now)
+        if isinstance(result, RateLimited) and now - gate.teacher.throttled_since > _THROTTLED_SECONDS:
+            return LaneDown(
+                result.kind, f"nothing was answered for {_THROTTLED_SECONDS:g} s: {result.detail}"
+            )
         return gate.down() if isinstance(result, Exception) else None
 
     def _move(self, weight: int) -> None:
@@ -180,18 +199,20 @@ class Admission:
 
     async def run(self) -> None:
         """Keep the shares, try the servers that are out. For ever; raises what waiting does not mend."""
-        every = min(1.0, self._config.lease_seconds / 3)
+        every, renewed_at = min(1.0, self._config.lease_seconds / 3), -math.inf
         while True:
-            await asyncio.sleep(every)
+            await asyncio.sleep(_TICK)
             gates = self._gates()
-            try:
-                await self._renew(gates)
-            except DBAPIError as error:
-                if not passes(error):
-                    raise
-                log.warning("no share of a cap is renewed, the database does not answer: %s", error.orig)
             for teacher in {id(gate.teacher): gate.teacher for gate in gates}.values():
-                teacher.replicas.ask_the_down(self._config.park_seconds)
+                teacher.replicas.look_after(self._config.park_seconds)
+            if time.monotonic() - renewed_at >= every:
+                renewed_at = time.monotonic()
+                try:
+                    await self._renew(gates)
+                except DBAPIError as error:
+                    if not passes(error):
+                        raise
+                    log.warning("no share of a cap is renewed, the database does not answer: %s", error.orig)
             self._pump()
 
     async def aclose(self) -> None:

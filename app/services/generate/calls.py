@@ -46,9 +46,8 @@ class Again:
     seconds: float
 
 
-_REFUSALS = (
-    20  # of one prompt, while others are answered: then it is the prompt (too large for the rate, say)
-)
+# Of one prompt, though others are answered: then it is the prompt (too large for what is granted, say).
+_REFUSALS = 20
 
 
 async def ask(unit: Unit, permit: Permit, policy: RetryPolicy, keep: list[Outcome]) -> Again | None:
@@ -66,20 +65,23 @@ async def ask(unit: Unit, permit: Permit, policy: RetryPolicy, keep: list[Outcom
         result = error
     finally:
         down = permit.close(result)
-        unit.used_s += time.monotonic() - asked_at
+        if not isinstance(
+            result, RateLimited | TeacherUnavailable
+        ):  # what was not begun takes none of its time
+            unit.used_s += time.monotonic() - asked_at
     if isinstance(result, Exception):
-        if isinstance(result, RateLimited) and not _is_poison(unit, permit):
-            return Again(0.0)  # not before the whole teacher is asked again
+        if isinstance(result, RateLimited) and down is None and not _is_poison(unit, permit):
+            return Again(0.0)  # not before there is room again
         return _after_error(unit, result, down, policy, keep, asked_at)
     return _after_answer(unit, result or [], policy, keep, asked_at)
 
 
 def _is_poison(unit: Unit, permit: Permit) -> bool:
-    """Whether this prompt is refused as too much again and again while others are answered."""
-    if permit.answered > unit.answered_then:
-        unit.refusals += 1
+    """Whether this prompt is refused as too much again and again, though others are answered."""
+    if not unit.refusals:
         unit.answered_then = permit.answered
-    return unit.refusals >= _REFUSALS
+    unit.refusals += 1
+    return unit.refusals >= _REFUSALS and permit.answered > unit.answered_then
 
 
 def _after_answer(
@@ -111,9 +113,11 @@ def _after_error(
     asked_at: float,
 ) -> Again | None:
     match error:
+        case TeacherRefusedKey() | IdentityChanged() | TeacherUnavailable() | RateLimited() if (
+            down is not None
+        ):
+            raise down from error
         case TeacherRefusedKey() | IdentityChanged() | TeacherUnavailable():
-            if down is not None:
-                raise down from error
             return Again(0.0)  # another replica may answer; this one is tried again at its own pace
         case RateLimited():
             unit.attempts += 1

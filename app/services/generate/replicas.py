@@ -4,14 +4,22 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from app.db import lanes
 from app.domain.fingerprints import fingerprint
-from app.errors import IdentityChanged, RateLimited, TeacherError, TeacherRefusedKey, TeacherUnavailable
-from app.teachers.admission import Controller, ThrottleLimit
-from app.teachers.base import Capabilities, Generation, Teacher, TeacherSpec
+from app.errors import (
+    IdentityChanged,
+    Overloaded,
+    RateLimited,
+    TeacherError,
+    TeacherRefusedKey,
+    TeacherUnavailable,
+)
+from app.teachers.admission import Controller, LatencyLimit, PressureLimit, ThrottleLimit
+from app.teachers.base import Capabilities, Gauged, Generation, Teacher, TeacherSpec
+from app.teachers.pressure import Pressure
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +29,8 @@ Result = list[Generation] | Exception | None  # what became of a call; None: it 
 _PROBE_SECONDS = 120
 _PATIENCE = 5.0  # seconds that a probe of all replicas waits for slow ones once one fits
 _TRIES = 3  # calls that find nobody, one after the other, until a replica is taken out
+_REFUSALS = 6  # the same where it answers that it is overloaded
+_LOOK_SECONDS = 1.0  # between readings of a server's metrics
 
 
 class LaneDown(Exception):
@@ -33,18 +43,20 @@ class LaneDown(Exception):
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One server. `down`: why it is out; `failures`: calls in a row that found nobody there."""
+    """One server. `down`: why it is out; `failures`: calls in a row that found nobody there, or no room."""
 
     spec: TeacherSpec
     teacher: Teacher | None = None
     capabilities: Capabilities | None = None
-    controller: Controller = field(default_factory=ThrottleLimit)
+    controller: Controller = field(default_factory=LatencyLimit)
+    pressure: Pressure | None = None  # as last read
     in_flight: int = 0  # samples
     down: LaneDown | None = None
     failures: int = 0
     failed_at: float = -math.inf
     trying: bool = False  # a call is under way to see whether it is back
     not_before: float = -math.inf  # monotonic time of the next try, or of the next probe where it is down
+    looked_at: float = -math.inf
 
     def room(self, now: float) -> float:
         """Samples that may be sent now. After a failure one call at a time tries whether it is back."""
@@ -74,18 +86,48 @@ class Replica:
         match result:
             case list():
                 self.failures = 0
-                self.controller.answered(now, asked_at, weight, in_flight)
-            case RateLimited():
+                tokens = sum(made.usage.completion_tokens or 0 for made in result)
+                self.controller.answered(now, asked_at, weight, tokens, in_flight)
+            case Overloaded():
+                self.controller.refused(now, asked_at, in_flight)
+                if not late:  # the first time the smaller limit may be enough
+                    self._failed(now, result, 0.0 if not self.failures else backoff_s / 2, _REFUSALS)
+            case RateLimited() | TimeoutError():
                 self.controller.refused(now, asked_at, in_flight)
             case TeacherUnavailable() if not late:
-                self.failures += 1
-                self.failed_at = now
-                wait = backoff_s * 2.0 ** (self.failures - 1)
-                self.not_before = now + (wait if result.retry_after is None else result.retry_after)
-                if self.failures >= _TRIES:
-                    self.out(LaneDown(result.kind, result.detail))
+                self._failed(now, result, backoff_s, _TRIES)
             case TeacherRefusedKey() | IdentityChanged():
                 self.out(LaneDown(result.kind, result.detail))
+
+    def _failed(
+        self, now: float, error: Overloaded | TeacherUnavailable, backoff_s: float, tries: int
+    ) -> None:
+        self.failures += 1
+        self.failed_at = now
+        wait = backoff_s * 2.0 ** (self.failures - 1)
+        self.not_before = now + (wait if error.retry_after is None else error.retry_after)
+        if self.failures >= tries:
+            self.out(LaneDown(error.kind, error.detail))
+
+    def to_be_read(self, now: float) -> bool:
+        """Whether it is time to read the server's metrics, where it has some: often while its limit is not found."""
+        if not isinstance(self.controller, PressureLimit) or self.down is not None:
+            return False
+        return now - self.looked_at >= (0.0 if self.controller.settling else _LOOK_SECONDS)
+
+    async def read(self) -> None:
+        """Read the server's metrics."""
+        controller, teacher = self.controller, self.teacher
+        assert isinstance(controller, PressureLimit)
+        assert isinstance(teacher, Gauged)
+        self.looked_at = math.inf  # not twice at the same time
+        try:
+            found = await teacher.pressure()
+        finally:
+            self.looked_at = time.monotonic()
+        if found is not None and controller is self.controller:
+            self.pressure = found
+            controller.pressed(self.looked_at, found, self.in_flight)
 
     def out(self, why: LaneDown) -> None:
         if self.down is None:
@@ -105,6 +147,7 @@ class Replicas:
         self._backoff_s = backoff_s
         self._all: list[Replica] = []
         self._probes: dict[Replica, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._all)
@@ -134,18 +177,31 @@ class Replicas:
         detail = "; ".join(f"{replica.spec.base_url}: {why.detail}" for replica, why in given)
         return LaneDown(given[0][1].kind, f"no replica works: {detail}")
 
-    def ask_the_down(self, every: float) -> None:
-        """Probe the servers that are out, each once in so many seconds."""
+    def look_after(self, every: float) -> None:
+        """Probe the servers that are out, each once in `every` seconds, and read the load of the others."""
         now = time.monotonic()
         for replica in self._all:
-            if replica.down is not None and now >= replica.not_before:
+            if replica.to_be_read(now):
+                self._spawn(replica.read())
+            elif replica.down is not None and now >= replica.not_before:
                 replica.not_before = now + every
                 self._ask(replica)
 
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._looked)
+
+    def _looked(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a server's load could not be read", exc_info=task.exception())
+
     async def aclose(self) -> None:
-        for probe in list(self._probes.values()):
-            probe.cancel()
-        await asyncio.gather(*self._probes.values(), return_exceptions=True)
+        tasks = [*self._probes.values(), *self._background]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for replica in self._all:
             if replica.teacher is not None:
                 await replica.teacher.aclose()
@@ -179,6 +235,8 @@ class Replicas:
                 replica.teacher = self._build(replica.spec)
             async with asyncio.timeout(_PROBE_SECONDS):
                 found = await replica.teacher.capabilities()
+                if found.reachable and (replica.down is not None or replica.capabilities is None):
+                    replica.controller, replica.pressure = await _controller(replica.teacher, found)
         except TeacherError as error:
             return replica.out(LaneDown(error.kind, error.detail))
         except TimeoutError:
@@ -192,10 +250,17 @@ class Replicas:
             return replica.out(LaneDown("teacher-unavailable", f"teacher {name!r}: {why}"))
         if replica.down is not None:
             log.info("%s is back", replica.name)
-            replica.controller = ThrottleLimit()
         replica.capabilities, replica.down, replica.failures = found, None, 0
         replica.trying, replica.not_before = False, -math.inf
         return None
+
+
+async def _controller(teacher: Teacher, found: Capabilities) -> tuple[Controller, Pressure | None]:
+    """What decides how much a server is given, and its first reading where that is made from readings."""
+    if found.hosted:
+        return ThrottleLimit(), None
+    pressure = await teacher.pressure() if isinstance(teacher, Gauged) else None
+    return (LatencyLimit() if pressure is None else PressureLimit()), pressure
 
 
 def unfit(lane: lanes.LaneSpec, found: Capabilities | None) -> LaneDown | None:

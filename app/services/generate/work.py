@@ -68,8 +68,8 @@ class Unit:
     prompt_bytes: int  # of the prompt's JSON: it has no more tokens than that, apart from the chat template's
     attempts: int = 0
     used_s: float = 0.0  # of the deadline: calls and waits between attempts
-    refusals: int = 0  # as too much, while others were answered
-    answered_then: int = -1  # how many answers the teacher had given at the last such refusal
+    refusals: int = 0  # as too much
+    answered_then: int = 0  # how many answers the teacher had given at the first of them
 
     def content_hash(self, index: int) -> bytes:
         """SHA-256 over teacher identity, prompt, sampling parameters and sample index."""
