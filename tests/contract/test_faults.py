@@ -15,6 +15,7 @@ from app.domain.sampling import SamplingParameters
 from app.domain.teacher import TeacherSpec
 from app.errors import (
     MalformedAnswer,
+    Overloaded,
     PermanentTeacherError,
     RateLimited,
     TeacherError,
@@ -108,7 +109,7 @@ OUTCOMES: dict[str, type[TeacherError]] = {
     "429": RateLimited,
     "429-retry-after": RateLimited,
     "500": TransientTeacherError,
-    "503": TransientTeacherError,
+    "503": Overloaded,
     "400": PermanentTeacherError,
     "401": TeacherRefusedKey,
     "hang": TransientTeacherError,

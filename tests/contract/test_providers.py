@@ -16,6 +16,7 @@ from app.domain.teacher import TeacherSpec
 from app.errors import (
     InvalidInput,
     MalformedAnswer,
+    Overloaded,
     RateLimited,
     TeacherError,
     TeacherRefusedKey,
@@ -215,7 +216,7 @@ def test_tools_and_schemas() -> None:
         ),
         (429, {"code": "rate_limit_exceeded", "message": "slow down"}, RateLimited),
         (402, {"message": "Insufficient Balance"}, TeacherRefusedKey),
-        (529, {"type": "overloaded_error", "message": "Overloaded"}, TransientTeacherError),
+        (529, {"type": "overloaded_error", "message": "Overloaded"}, Overloaded),
     ],
 )
 def test_what_a_status_means(status: int, error: Json, ours: type[TeacherError]) -> None:
