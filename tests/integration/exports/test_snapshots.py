@@ -17,7 +17,8 @@ from app.storage.places import Storage, open_storage
 from app.storage.segments import Profile
 from tests.fixtures.completed import WORKER, Rows, add_job, record, row_of
 from tests.fixtures.jobs import JobSetup, check_whole, make_job
-from tests.integration.engine.test_generation import Teacher, finish, running
+from tests.integration.engine.running import finish, running
+from tests.integration.engine.test_generation import Teacher
 
 from .exporting import ask, look, made, run, table
 
