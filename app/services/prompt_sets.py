@@ -23,7 +23,7 @@ class PromptSetView(BaseModel):
     )
     n_prompts: int
     n_errors: int = Field(description="Rows that did not parse; see `/errors`.")
-    n_removed: int = Field(description="Prompts whose text was taken down; they are in `n_prompts`.")
+    n_removed: int = Field(0, description="Prompts whose text was taken down; they are in `n_prompts`.")
     n_license_assumed: int = Field(
         description="Prompts that named no licence and took the project's default, else NOASSERTION: a warning."
     )

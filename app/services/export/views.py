@@ -50,12 +50,14 @@ class ExportView(BaseModel):
     split: Split
     file_size: FileSize
     intended_use: IntendedUse
-    on_refusal: str
+    on_refusal: str = "refuse"
     policy: PolicySummary | None = Field(
-        description="What terms and licences said: when it was asked for, and once it is made, of what is in it."
+        None,
+        description="What terms and licences said: when it was asked for, and once it is made, of what is in it.",
     )
     left_out: dict[str, int] | None = Field(
-        description="Part → rows that were left out with `on_refusal: drop`; null until it is completed."
+        None,
+        description="Part → rows that were left out with `on_refusal: drop`; null until it is completed.",
     )
     n_rows: int = Field(description="Rows written so far; all of them once it is completed.")
     n_bytes: int = Field(description="The same of bytes.")
@@ -63,7 +65,7 @@ class ExportView(BaseModel):
     n_rows_seen: int = Field(description="Rows looked at by the attempt under way.")
     eta_seconds: float | None = Field(description="Null while nothing can be said.")
     snapshot_at: datetime | None = Field(description="Rows recorded before it are in; none that came later.")
-    tainted_by: list[TaintView] = Field(description="Takedowns of rows that it holds, after it was made.")
+    tainted_by: list[TaintView] = Field([], description="Takedowns of rows that it holds, after it was made.")
     files: list[FileView] = Field(description="Those that are finished.")
     created_by: str
     created_at: datetime
