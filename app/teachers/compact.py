@@ -126,7 +126,7 @@ def _columns(reader: _Reader, rows: int, k: int | None, prompt_ids: Int32 | None
 
 def columns_of(rows: Rows, k: int | None, prompt_ids: Int32 | None) -> TokenColumns:
     """Raises `MalformedAnswer` for NaN and the like."""
-    own = rows.ids[:, 0]
+    own = np.ascontiguousarray(rows.ids[:, 0])
     if k is None:
         return ids_only(own, prompt_ids)
     ranks = np.maximum(rows.ranks, 0)

@@ -6,19 +6,21 @@ import numpy as np
 
 from app.domain.columns import Int32, TokenColumns
 
+_SLACK = 4  # vLLM counts tokens of the prompt that stand after the opening tag, too
+
 
 def with_forced_end(columns: TokenColumns, budget: int, start: list[int], end: list[int]) -> TokenColumns:
     """The columns, the end of a trace that used up its budget marked as not sampled; else the very same object.
 
     `start`: ids that open the trace; empty where the prompt has opened it. `end`: ids that close it. A trace that
-    ends by itself on its last allowed token cannot be told from a forced end, and is marked as well.
+    ends by itself within `_SLACK` tokens of its budget cannot be told from a forced end, and is marked as well.
     """
     opened = _first(columns.token_ids, start, 0) if start else 0
     if opened is None or not end:
         return columns
     begin = opened + len(start)
     closed = _first(columns.token_ids, end, begin)
-    if closed is None or closed - begin < budget:
+    if closed is None or closed - begin < budget - _SLACK:
         return columns
     forced = np.zeros(len(columns), np.bool_)
     forced[closed : closed + len(end)] = True

@@ -43,7 +43,7 @@ from app.teachers.vllm_requests import (
     dumped,
 )
 
-_SECONDS = 60.0
+_SECONDS = 120.0
 _MOST_LOOKED_FOR = 1024  # a server whose cap is higher is known to give so many
 _MASKED_TOLERANCE = 0.02  # logprobs at two temperatures may differ so much on a busy GPU, and be raw
 _QUESTION: tuple[Turn, ...] = ({"role": "user", "content": "Count from one to ten, in words."},)

@@ -89,6 +89,7 @@ def test_all_routes_give_the_same_columns() -> None:
             assert np.array_equal(one.tokens.prompt_ids, other.tokens.prompt_ids)
             assert one.answer == other.answer == text_of(tuple(one.tokens.token_ids.tolist()))
             assert one.tokens.topk_ids.shape == (40, 5)
+            assert one.tokens.token_ids.flags.c_contiguous
             assert (one.tokens.topk_ids >= 0).all(), "a candidate was eaten by the sampled token"
             outside = one.tokens.token_ids % 7 == 0
             assert outside.any()
