@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 from app.exporters.base import Counted
 from app.exporters.sequences import cut
 
+_BUFFER = 4 * 1024 * 1024
+
 
 class ParquetShard(Counted):
     """`convert` gives a batch's rows in `schema`, fewer than its rows where some do not fit."""
@@ -23,16 +25,20 @@ class ParquetShard(Counted):
     ) -> None:
         super().__init__()
         self._convert = convert
-        self._writer = pq.ParquetWriter(file, schema, **parquet_options(schema, repeated, level))
+        # Python is called a few times for each row group: every call waits for whoever holds the interpreter.
+        self._sink = pa.BufferedOutputStream(pa.PythonFile(file, mode="w"), _BUFFER)
+        self._writer = pq.ParquetWriter(self._sink, schema, **parquet_options(schema, repeated, level))
 
     def write(self, batch: pa.RecordBatch) -> None:
         table = self._convert(batch, self)
         if table.num_rows:
             self._writer.write_table(table, row_group_size=table.num_rows)
+            self._sink.flush()  # so that the file's size is what it holds
         self.n_rows += table.num_rows
 
     def close(self) -> None:
         self._writer.close()
+        self._sink.flush()
 
 
 class SlicedShard(ParquetShard):

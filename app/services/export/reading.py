@@ -31,7 +31,7 @@ from app.storage.places import Storage
 
 _PAGE_BYTES = 16 * 1024 * 1024
 _PAGE_ROWS = 4096
-_AHEAD = 2
+_AHEAD = 1
 _TEACHER, _PROMPT, _SAMPLE = (NAMES.index(name) for name in ("teacher", "prompt_number", "sample_index"))
 
 # (job, position of the stage, prompt number, teacher, sample index): tuples compare as rows follow one another.
