@@ -5,6 +5,7 @@ generating for nobody; a function call could not be taken back.
 """
 
 import ctypes
+import os
 import secrets
 import threading
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from app.errors import TeacherUnavailable
 
 SLOTS = 8  # calls that are generated at the same time
 CONTEXT = 2048  # tokens per slot, prompt and answer together
+# Its threads wait for each other by spinning: on two cores that other programs use too, two threads were ten times
+# slower than one, and burnt eight times the CPU.
+THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,7 @@ def _load(model: Path, key: str) -> RunningEngine:
     params.n_ctx = SLOTS * CONTEXT
     params.kv_unified = False
     for threads in (params.cpuparams, params.cpuparams_batch):
-        threads.n_threads = 2
-        threads.poll = 50
+        threads.n_threads = THREADS
     params.n_threads_http = 4 * SLOTS
     params.n_gpu_layers = 0
     params.endpoint_metrics = True
