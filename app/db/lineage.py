@@ -194,10 +194,8 @@ def prompts_of_set(connection: Connection, set_id: str) -> Numbers:
 
 
 def lanes_of_teacher(connection: Connection, teacher_id: str) -> list[tuple[str, int]]:
-    rows = connection.execute(
-        select(Lane.job_id, Lane.teacher).where(Lane.teacher_id == teacher_id).order_by(Lane.job_id)
-    )
-    return [(row.job_id, row.teacher) for row in rows]
+    rows = connection.execute(select(Lane.job_id, Lane.teacher).where(Lane.teacher_id == teacher_id))
+    return sorted((row.job_id, row.teacher) for row in rows)
 
 
 def exports(connection: Connection, export_ids: Sequence[str]) -> list[Row[Any]]:

@@ -43,7 +43,7 @@ OTHER = {
     "export",
     "export_file",
     "export_member",
-    "idempotent_request",  # answers to requests that create: ids, counts, beginnings of rows that did not parse (24 hours)
+    "idempotent_request",  # for 24 hours; of prompts only beginnings of rows that did not parse
     "job",
     "lane",
     "leader",

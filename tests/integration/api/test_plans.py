@@ -11,7 +11,19 @@ from sqlalchemy import Engine, event, text
 from .answering import work_off
 from .conftest import NDJSON, Made, lines
 
-BIG = ("completion", "prompt", "prompt_error", "shard", "shard_attempt", "part", "segment", "pace", "counter")
+BIG = (
+    "completion",
+    "prompt",
+    "prompt_error",
+    "shard",
+    "shard_attempt",
+    "part",
+    "segment",
+    "pace",
+    "counter",
+    "export_member",
+    "audit_event",
+)
 
 
 @pytest.fixture
@@ -35,6 +47,15 @@ def job(app: FastAPI, api: TestClient, made: Made) -> dict[str, Any]:
 def reads(api: TestClient, job: dict[str, Any]) -> Iterator[str]:
     """Every read that a big job or set makes big, first page and a later one."""
     jobs, sets = f"/v1/jobs/{job['id']}", f"/v1/prompt-sets/{job['prompt_set']}"
+    yield from (
+        f"/v1/lineage/row?row_id={job['id']}/0/7/0/1",
+        "/v1/lineage/exports?teacher=t0",
+        "/v1/lineage/exports?source=nowhere",
+        f"/v1/lineage/exports?prompt_set={job['prompt_set']}&prompt_number=7",
+        "/v1/audit?limit=3",
+        f"/v1/audit?subject={job['id']}&limit=3",
+        "/v1/policy/decisions",
+    )
     yield from (jobs, "/v1/jobs", sets, "/v1/prompt-sets", f"{jobs}/completions?prompt_number=7")
     for path in (
         f"{jobs}/completions?limit=20&include=tokens&include=prompt",
