@@ -50,17 +50,20 @@ def _start(**_: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
+    """Runs in Celery's handler of the first signal: from here on a second one leaves at once."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, _leave_at_once)
     if process is not None:
         process.stop()
 
 
+def _leave_at_once(signum: int, frame: FrameType | None) -> None:
+    os.write(2, b"second signal: leaving at once\n")
+    os._exit(1)
+
+
 @signals.worker_shutdown.connect
 def _leave(**_: Any) -> None:
-    def at_once(signum: int, frame: FrameType | None) -> None:
-        log.warning("second signal: leaving at once")
-        os._exit(1)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, at_once)
     if process is not None:
+        process.stop()  # where Celery ends by itself, nobody has said so yet
         process.join()

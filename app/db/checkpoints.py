@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.models import Completion, Counter, Job, Lane, Pace, Part, PromptRow, Segment, Shard
 from app.db.session import db_now
-from app.db.shards import held
+from app.db.shards import Claim, Lease, held, run
 from app.domain.clock import PACE_SECONDS
 from app.domain.lifecycle import CompletionStatus
 
@@ -52,24 +52,29 @@ class ShardBatch:
     part: bytes | None = None
     tally: Tally = field(default_factory=Tally)
 
+    @property
+    def lease(self) -> Lease:
+        return (self.shard_id, self.epoch)
 
-def record(connection: Connection, owner: str, stripe: int, batches: Sequence[ShardBatch]) -> set[int]:
-    """Write the batches whose shards are still ours. Returns those shards' ids; the others' work is dropped.
 
-    A row that is there already is left as it is, unless it waits for a retry. Counters move by the rows really
-    written, so that they equal a recount at every commit.
+class AlreadyRecorded(Exception):
+    """Some rows of a checkpoint are there: its commit was done, and the answer to it was lost. Nothing was written."""
+
+
+def record(connection: Connection, owner: str, stripe: int, batches: Sequence[ShardBatch]) -> set[Lease]:
+    """Write the batches whose leases are still ours. Returns those leases; the others' work is dropped.
+
+    Only a row that waits for a retry is replaced. Counters move by the rows really written, so that they equal a
+    recount at every commit. Raises `AlreadyRecorded`.
     """
-    ours = held(connection, owner, [(batch.shard_id, batch.epoch) for batch in batches])
-    kept = [batch for batch in batches if batch.shard_id in ours]
+    ours = held(connection, owner, [batch.lease for batch in batches])
+    kept = [batch for batch in batches if batch.lease in ours and batch.rows]
     if not kept:
         return ours
     rows = [row for batch in kept for row in batch.rows]
     written = _insert(connection, rows)
     if written != len(rows):
-        # The fence makes this impossible; were it to happen, wrong counters would be worse than asking again.
-        raise RuntimeError(
-            f"a checkpoint of {len(rows)} new rows wrote {written}: the rows of a leased shard changed"
-        )
+        raise AlreadyRecorded(f"a checkpoint of {len(rows)} new rows wrote {written}")
     connection.execute(
         _COUNT_SHARD,
         [{"shard": b.shard_id, "done": b.tally.completed, "failures": b.tally.failed} for b in kept],
@@ -83,8 +88,8 @@ def record(connection: Connection, owner: str, stripe: int, batches: Sequence[Sh
         connection.execute(insert(Part), parts)
     for (job_id, teacher), tally in _by_lane(kept).items():
         _count(connection, job_id, teacher, stripe, tally)
-        if tally.completed:
-            connection.execute(_UNPARK, {"job": job_id, "position": teacher})
+        if tally.completed and connection.execute(_UNPARK, {"job": job_id, "position": teacher}).rowcount:
+            run(connection, job_id, teacher)
     return ours
 
 
@@ -198,21 +203,19 @@ def prompts_of(
     ]
 
 
-def recorded(
-    connection: Connection, job_id: str, stage: int, teacher: int, first: int, end: int
-) -> set[tuple[int, int]]:
-    """(prompt number, sample index) of the samples that need no further call."""
-    rows = connection.execute(
-        select(Completion.prompt_number, Completion.sample_index).where(
-            Completion.job_id == job_id,
-            Completion.stage == stage,
-            Completion.prompt_number >= first,
-            Completion.prompt_number < end,
-            Completion.teacher == teacher,
-            Completion.status != CompletionStatus.RETRY,
-        )
+def recorded(connection: Connection, claim: Claim, epoch: int | None = None) -> set[tuple[int, int]]:
+    """(prompt number, sample index) of the shard's samples that need no further call; `epoch`: those made under it."""
+    query = select(Completion.prompt_number, Completion.sample_index).where(
+        Completion.job_id == claim.job_id,
+        Completion.stage == claim.stage,
+        Completion.prompt_number >= claim.first_prompt,
+        Completion.prompt_number < claim.end_prompt,
+        Completion.teacher == claim.teacher,
+        Completion.status != CompletionStatus.RETRY,
     )
-    return {(row.prompt_number, row.sample_index) for row in rows}
+    if epoch is not None:
+        query = query.where(Completion.epoch == epoch)
+    return {(row.prompt_number, row.sample_index) for row in connection.execute(query)}
 
 
 def parts_of(connection: Connection, shard_id: int) -> list[bytes]:

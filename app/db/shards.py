@@ -1,15 +1,34 @@
 """Shards: cut from a prompt set, claimed under a lease, fenced by their epoch, finished once."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    and_,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    true,
+    update,
+)
 
 from app.db import audit
 from app.db.models import Job, Lane, PromptRow, PromptSet, Shard, ShardAttempt, Stage
 from app.db.session import db_now
 from app.domain.lifecycle import ENDED, JobStatus, ShardStatus
 
+# Literals, not parameters: the planner must see that a partial index fits.
+_READY = Shard.status == literal_column(f"'{ShardStatus.READY}'")
+_LEASED = Shard.status == literal_column(f"'{ShardStatus.LEASED}'")
 _WORKABLE = (JobStatus.READY, JobStatus.RUNNING, JobStatus.PARKED, JobStatus.FINALIZING)
+
+
+Lease = tuple[int, int]  # shard, epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +44,10 @@ class Claim:
     end_prompt: int
     n_expected: int
     claims_without_progress: int
+
+    @property
+    def lease(self) -> Lease:
+        return (self.shard_id, self.epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,13 +261,7 @@ def claim(
     connection.execute(
         insert(ShardAttempt).values(shard_id=row.id, epoch=row.epoch, owner=owner, claimed_at=db_now())
     )
-    connection.execute(
-        update(Job)
-        .where(Job.id == row.job_id, Job.status.in_((JobStatus.READY, JobStatus.PARKED)))
-        .values(
-            status=JobStatus.RUNNING, status_reason=None, started_at=func.coalesce(Job.started_at, db_now())
-        )
-    )
+    run(connection, row.job_id, row.teacher)
     return Claim(
         row.id,
         row.epoch,
@@ -258,16 +275,32 @@ def claim(
     )
 
 
-def held(connection: Connection, owner: str, claims: list[tuple[int, int]]) -> set[int]:
-    """The shards among (id, epoch) that are still ours, their rows locked until the transaction ends."""
-    epochs = dict(claims)
+def run(connection: Connection, job_id: str, teacher: int) -> None:
+    """Something of the job is made, or about to be: it is neither ready nor parked any more.
+
+    A parked lane, which is only tried, does not make its job run: the first completion does.
+    """
+    unparked = exists().where(Lane.job_id == job_id, Lane.teacher == teacher, Lane.parked_reason.is_(None))
+    connection.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.status.in_((JobStatus.READY, JobStatus.PARKED)), unparked)
+        .values(
+            status=JobStatus.RUNNING, status_reason=None, started_at=func.coalesce(Job.started_at, db_now())
+        )
+    )
+
+
+def held(connection: Connection, owner: str, leases: Iterable[Lease]) -> set[Lease]:
+    """Those of the leases that are still ours, their shards' rows locked until the transaction ends."""
+    wanted = set(leases)
     rows = connection.execute(
         select(Shard.id, Shard.epoch)
-        .where(Shard.id.in_(sorted(epochs)), Shard.owner == owner, Shard.status == ShardStatus.LEASED)
+        .where(Shard.id.in_(sorted({shard_id for shard_id, _ in wanted})), Shard.owner == owner, _LEASED)
         .order_by(Shard.id)
         .with_for_update(key_share=True)
     )
-    return {shard_id for shard_id, epoch in rows if epochs[shard_id] == epoch}
+    # A worker whose own lease ran out can hold the same shard again: the epoch tells which claim is meant.
+    return wanted & {(shard_id, epoch) for shard_id, epoch in rows}
 
 
 _EXTEND = (
@@ -282,17 +315,15 @@ _EXTEND = (
 )
 
 
-def extend(
-    connection: Connection, owner: str, claims: list[tuple[int, int]], lease_seconds: float
-) -> set[int]:
-    """Prolong the leases. Returns the shards that are still ours."""
-    ours = set()
-    for shard_id, epoch in sorted(claims):
+def extend(connection: Connection, owner: str, leases: Iterable[Lease], lease_seconds: float) -> set[Lease]:
+    """Prolong the leases. Returns those that are still ours."""
+    return {
+        (shard_id, epoch)
+        for shard_id, epoch in sorted(leases)
         if connection.execute(
             _EXTEND, {"shard": shard_id, "fence": epoch, "holder": owner, "lease": lease_seconds}
-        ).rowcount:
-            ours.add(shard_id)
-    return ours
+        ).rowcount
+    }
 
 
 def release(
@@ -317,6 +348,18 @@ def release(
     ).rowcount
     _close_attempt(connection, shard_id, epoch, outcome, detail)
     return bool(given)
+
+
+def release_strays(connection: Connection, owner: str, held: Collection[int]) -> int:
+    """Give back what is leased to us and not held by us: the answer to its claim was lost. Returns how many."""
+    rows = connection.execute(
+        select(Shard.id, Shard.epoch).where(
+            _LEASED, Shard.owner == owner, Shard.id.not_in(sorted(held)) if held else true()
+        )
+    ).all()
+    for shard_id, epoch in rows:
+        release(connection, owner, shard_id, epoch, "released", "the answer to the claim was lost")
+    return len(rows)
 
 
 def _close_attempt(

@@ -5,7 +5,7 @@ For tests and benchmarks of everything around a teacher; it proves nothing about
     python -m app.teachers.scripted --port 0 --script '{"tokens": 64, "faults": [{"kind": "429", "share": 0.1}]}'
 
 The first line it prints is its URL. The same prompt, seed and sample index give the same answer. `GET /_stats` tells
-calls, calls per prompt and slot-seconds; `POST /_script` replaces the script while it runs.
+calls, samples (`?prompt=…`: of one prompt, too) and slot-seconds; `POST /_script` replaces the script while it runs.
 """
 
 import argparse
@@ -116,6 +116,7 @@ class ScriptedTeacher:
         self.samples = 0
         self.by_prompt: Counter[str] = Counter()
         self._conversations = Conversations()
+        self.samples_by_prompt: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.busy_seconds = 0.0
         self.running = self.waiting = 0
@@ -147,6 +148,7 @@ class ScriptedTeacher:
                 "samples": self.samples,
                 "prompts": len(self.by_prompt),
                 "most_for_one_prompt": max(self.by_prompt.values(), default=0),
+                "samples_for_prompt": self.samples_by_prompt[request.query.get("prompt", "")],
                 "faults": dict(self.faults),
                 "answered_bytes": self.answered_bytes,
                 "busy_seconds": self.busy_seconds,
@@ -166,6 +168,7 @@ class ScriptedTeacher:
         if request.query.get("reset"):
             self.calls = self.samples = self.answered_bytes = 0
             self.by_prompt.clear()
+            self.samples_by_prompt.clear()
             self.faults.clear()
             self.busy_seconds = self.first_call = self.last_call = 0.0
             self.last_arrival = self.busy_at_last_arrival = 0.0
@@ -269,6 +272,7 @@ class ScriptedTeacher:
         count = min(length, int(body.get("max_tokens") or body.get("max_completion_tokens") or 1 << 30))
         await self._generate(count * n)
         self.samples += n
+        self.samples_by_prompt[key] += n
         prompt = self._conversations.render(body["messages"]) if route == "chat" else body.get("prompt")
         cut_short = count < length
         payload = _payload(body, key, prompt, k, n, count, route, script, fault, cut_short)

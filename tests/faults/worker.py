@@ -5,8 +5,10 @@ worker started again lives on. `RETORT_TEST_CLOCK` is added to this process's cl
 """
 
 import os
+import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +33,21 @@ def _after(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _die_in_a_commit() -> None:
+    """While some later commit is under way: a timer goes off in the middle of it, give or take a millisecond."""
+    from sqlalchemy import Engine, event
+
+    left = random.randint(5, 15)
+
+    def begins(connection: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            threading.Timer(random.uniform(0, 0.002), _die).start()
+
+    event.listen(Engine, "commit", begins)
+
+
 def _arrange() -> None:
     from app.db import checkpoints, shards
     from app.services.generate import recording
@@ -45,6 +62,10 @@ def _arrange() -> None:
             recording.checkpoint = _after(recording.checkpoint)
         case "shard-ended":  # within the transaction that ends the shard
             shards.finish = _after(shards.finish)
+        case "shard-claimed":  # after the claim was committed, before a prompt was read
+            checkpoints.prompts_of = _after(checkpoints.prompts_of)
+        case "commit":
+            _die_in_a_commit()
     offset = float(os.environ.get("RETORT_TEST_CLOCK", "0"))
     if offset:
         true_time = time.time

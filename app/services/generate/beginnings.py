@@ -65,7 +65,7 @@ class Beginnings:
                 log.warning("shard %d could not be read: %s", claim.shard_id, error.orig)
                 await self._hand_back(claim, "the database went away while it was read")
         finally:
-            self._held.beginning.pop(claim.shard_id, None)
+            self._held.beginning.pop(claim.lease, None)
             self._wake()
 
     async def _load(self, claim: shards.Claim, lane: LaneState, was_parked: bool) -> None:
@@ -76,8 +76,11 @@ class Beginnings:
         if lane.closing or lane.down or self._threads.leaving:  # while the shard was read
             await self._hand_back(claim, "the lane was closed meanwhile")
             return
-        if claim.shard_id not in self._held.beginning:  # the lease was lost meanwhile
+        if claim.lease not in self._held.beginning:  # it was lost meanwhile
             return
+        for older in self._held.runs():
+            if older.claim.shard_id == claim.shard_id:  # its lease ran out before a heartbeat said so
+                self._endings.lose(older)
         self._held.lanes[lane.key] = lane  # or it was retired meanwhile
         lane.runs.append(run)
         if claim.claims_without_progress > self._config.shard_attempts:

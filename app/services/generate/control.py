@@ -69,12 +69,11 @@ class Control:
             )
         )
         for run in runs:
-            if run.claim.shard_id not in ours:
+            if run.claim.lease not in ours:
                 self._endings.lose(run)
-        for shard_id, epoch in leases:
-            claim = self._held.beginning.get(shard_id)
-            if claim is not None and claim.epoch == epoch and shard_id not in ours:
-                del self._held.beginning[shard_id]
+        for lease in leases:
+            if lease not in ours:
+                self._held.beginning.pop(lease, None)
 
     async def _follow_jobs(self) -> None:
         """Paused and cancelled jobs' lanes are closed."""

@@ -77,11 +77,11 @@ class Endings:
 
     # -- shards --------------------------------------------------------------------------------------------
 
-    def settle(self, outcomes: list[Outcome], ours: set[int]) -> None:
+    def settle(self, outcomes: list[Outcome], ours: set[shards.Lease]) -> None:
         """A checkpoint was committed: shards that were not ours are dropped, those that have all rows are finished."""
         for outcome in outcomes:
             run = outcome.unit.run
-            if run.claim.shard_id in ours:
+            if run.claim.lease in ours:
                 run.n_missing -= 1
             else:
                 self.lose(run)

@@ -16,7 +16,7 @@ from functools import partial
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from app.db import checkpoints
+from app.db import checkpoints, shards
 from app.db.session import passes
 from app.services.generate.admission import Admission
 from app.services.generate.beginnings import Beginnings
@@ -150,17 +150,18 @@ class GenerationEngine:
         full = {
             lane.key for lane in held.lanes.values() if lane.pending() >= max(1, lane.room()) or lane.closing
         }
-        claimed = await self._threads.read(partial(self._ledger.claim, full | opening))
+        known = {shard_id for shard_id, _ in held.leases()}
+        claimed = await self._threads.read(partial(self._ledger.claim, full | opening, known))
         if claimed is None:
             return False
         claim, was_parked = claimed
-        held.beginning[claim.shard_id] = claim
+        held.beginning[claim.lease] = claim
         begun = self._endings.spawn(self._beginnings.begin(claim, was_parked))
         is_open = (claim.job_id, claim.teacher) in held.lanes
         await asyncio.wait([begun], timeout=None if is_open else _OPENING_SECONDS)
         return True
 
-    def _settle(self, outcomes: list[Outcome], ours: set[int]) -> None:
+    def _settle(self, outcomes: list[Outcome], ours: set[shards.Lease]) -> None:
         self._endings.settle(outcomes, ours)
         self._sender.pump()
 

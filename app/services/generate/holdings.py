@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.db.shards import Claim
+from app.db.shards import Claim, Lease
 from app.services.generate.admission import LaneGate
 from app.services.generate.lane import LaneKey, LaneState
 from app.services.generate.work import ShardRun, Unit
@@ -12,7 +12,7 @@ class Holdings:
     def __init__(self) -> None:
         self.lanes: dict[LaneKey, LaneState] = {}
         self.calls: dict[asyncio.Task[None], Unit] = {}
-        self.beginning: dict[int, Claim] = {}  # claimed, not worked on yet, by shard
+        self.beginning: dict[Lease, Claim] = {}  # claimed, not worked on yet
         self.finishing: set[ShardRun] = set()
         self.in_flight = 0  # samples
 
@@ -26,10 +26,9 @@ class Holdings:
     def runs(self) -> list[ShardRun]:
         return [run for lane in self.lanes.values() for run in lane.runs] + list(self.finishing)
 
-    def leases(self) -> list[tuple[int, int]]:
-        """(shard, epoch) of everything that a heartbeat has to prolong."""
-        runs = [(run.claim.shard_id, run.claim.epoch) for run in self.runs()]
-        return runs + [(claim.shard_id, claim.epoch) for claim in self.beginning.values()]
+    def leases(self) -> list[Lease]:
+        """All that a heartbeat has to prolong."""
+        return [*(run.claim.lease for run in self.runs()), *self.beginning]
 
     def drop(self, run: ShardRun) -> None:
         """Abort the shard's calls and forget what it still has to do; nothing more of it is written."""

@@ -13,16 +13,31 @@ from app.services.generate.replicas import LaneDown
 
 
 class Ledger:
-    """`_claimed_at`: when a lane of this worker last got a shard, by the monotonic clock."""
+    """`_claimed_at`: when a lane of this worker last got a shard, by the monotonic clock. `_unsure`: the answer to a
+    claim was lost, so that it may have been done.
+    """
 
     def __init__(self, database: Engine, config: EngineConfig) -> None:
         self._database = database
         self._config = config
         self._owner = config.worker_id
         self._claimed_at: dict[LaneKey, float] = {}
+        self._unsure = False
 
-    def claim(self, full: set[LaneKey]) -> tuple[shards.Claim, bool] | None:
-        """The next shard for this worker, and whether its lane was parked. `full`: lanes that need none now."""
+    def claim(self, full: set[LaneKey], held: set[int]) -> tuple[shards.Claim, bool] | None:
+        """The next shard for this worker, and whether its lane was parked.
+
+        `full`: lanes that need none now. `held`: shards that this worker knows of.
+        """
+        unsure, self._unsure = self._unsure, True  # until it is known how this one ended
+        if unsure:
+            with transaction(self._database) as connection:
+                shards.release_strays(connection, self._owner, held)
+        found = self._claim(full)
+        self._unsure = False
+        return found
+
+    def _claim(self, full: set[LaneKey]) -> tuple[shards.Claim, bool] | None:
         with reading(self._database) as connection:
             found = shards.candidates(connection, self._config.teachers)
         # Among equals the lane goes first that has waited longest here.
@@ -52,8 +67,10 @@ class Ledger:
         with reading(self._database) as connection:
             return lanes.statuses(connection, jobs)
 
-    def beat(self, held: list[tuple[int, int]], in_flight: int, unflushed: int, stopping: bool) -> set[int]:
-        """Prolong worker and leases. Returns the shards that are still ours."""
+    def beat(
+        self, held: list[shards.Lease], in_flight: int, unflushed: int, stopping: bool
+    ) -> set[shards.Lease]:
+        """Prolong worker and leases. Returns the leases that are still ours."""
         alive = self._config.lease_seconds * 2
         with transaction(self._database) as connection:
             if not workers.beat(connection, self._owner, alive, in_flight, unflushed, stopping):

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from app.db.session import passes
+from app.db.shards import Lease
 from app.services.generate import recording
 from app.services.generate.calls import Outcome
 from app.services.generate.config import EngineConfig
@@ -16,7 +17,7 @@ from app.services.generate.threads import Threads
 
 log = logging.getLogger(__name__)
 
-Settle = Callable[[list[Outcome], set[int]], None]
+Settle = Callable[[list[Outcome], set[Lease]], None]
 
 
 class Recorder:
@@ -25,7 +26,7 @@ class Recorder:
     def __init__(
         self, database: Engine, threads: Threads, config: EngineConfig, stripe: int, settle: Settle
     ) -> None:
-        """`settle` is told, after each checkpoint, what was in it and which shards took theirs."""
+        """`settle` is told, after each checkpoint, what was in it and which leases were still ours."""
         self._database = database
         self._threads = threads
         self._config = config

@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
 from pydantic import JsonValue
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from app.db import checkpoints, shards
-from app.db.checkpoints import COLUMNS, ShardBatch
-from app.db.session import reading, transaction
+from app.db.checkpoints import COLUMNS, AlreadyRecorded, ShardBatch
+from app.db.session import passes, reading, transaction
 from app.domain.lifecycle import CompletionStatus
 from app.domain.prices import nano
 from app.services.generate.calls import Outcome
@@ -23,14 +25,73 @@ from app.teachers.prices import price_of, prompt_tokens_billed
 log = logging.getLogger(__name__)
 
 
-def batches_of(outcomes: Sequence[Outcome]) -> list[ShardBatch]:
-    """Group finished samples by shard, as rows, token columns and counts. Shards that are lost are left out."""
-    grouped: dict[ShardRun, list[Outcome]] = {}
+def checkpoint(database: Engine, owner: str, stripe: int, outcomes: Sequence[Outcome]) -> set[shards.Lease]:
+    """Record finished samples in one transaction. Returns the leases that took theirs.
+
+    What a commit whose answer was lost has written is left out. A sample that cannot be written becomes a failed row,
+    and the others are written all the same. Raises `DBAPIError` where waiting helps.
+    """
+    try:
+        return _record(database, owner, stripe, outcomes)
+    except AlreadyRecorded:
+        left = _unrecorded(database, outcomes)
+        if len(left) == len(outcomes):
+            raise
+        log.warning("%d samples were recorded by a commit whose answer was lost", len(outcomes) - len(left))
+        return _record(database, owner, stripe, left, outcomes)
+    except Exception as error:
+        if isinstance(error, DBAPIError) and passes(error):
+            raise
+        if len(outcomes) > 1:
+            middle = len(outcomes) // 2
+            first = checkpoint(database, owner, stripe, outcomes[:middle])
+            second = checkpoint(database, owner, stripe, outcomes[middle:])
+            return (first - {outcome.unit.run.claim.lease for outcome in outcomes[middle:]}) | second
+        log.exception("an answer cannot be recorded: it becomes a failed row")
+        return _record(database, owner, stripe, [_unrecordable(outcomes[0], error)])
+
+
+def _record(
+    database: Engine,
+    owner: str,
+    stripe: int,
+    outcomes: Sequence[Outcome],
+    asked: Sequence[Outcome] | None = None,
+) -> set[shards.Lease]:
+    """`asked`: outcomes whose shards are checked too, though nothing of them is to be written."""
+    grouped: dict[ShardRun, list[Outcome]] = {
+        outcome.unit.run: [] for outcome in (asked or outcomes) if not outcome.unit.run.lost
+    }
     for outcome in outcomes:
-        run = outcome.unit.run
-        if not run.lost:
-            grouped.setdefault(run, []).append(outcome)
-    return [_batch(run, found) for run, found in grouped.items()]
+        if outcome.unit.run in grouped:
+            grouped[outcome.unit.run].append(outcome)
+    if not grouped:
+        return set()
+    batches = [_batch(run, found) for run, found in grouped.items()]
+    with transaction(database) as connection:
+        return checkpoints.record(connection, owner, stripe, batches)
+
+
+def _unrecorded(database: Engine, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    there: dict[ShardRun, set[tuple[int, int]]] = {}
+    with reading(database) as connection:
+        for run in {outcome.unit.run for outcome in outcomes}:
+            there[run] = checkpoints.recorded(connection, run.claim, run.claim.epoch)
+    return [
+        outcome
+        for outcome in outcomes
+        if (outcome.unit.prompt_number, outcome.sample_index) not in there[outcome.unit.run]
+    ]
+
+
+def _unrecordable(outcome: Outcome, error: Exception) -> Outcome:
+    why = getattr(error, "orig", None) or error
+    return replace(
+        outcome,
+        generation=None,
+        error_kind="unrecordable",
+        error_detail=f"the answer cannot be stored: {type(why).__name__}: {why}"[:4000],
+    )
 
 
 def _batch(run: ShardRun, outcomes: list[Outcome]) -> ShardBatch:
@@ -130,15 +191,6 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
     return tuple(values[name] for name in COLUMNS)
 
 
-def checkpoint(database: Engine, owner: str, stripe: int, outcomes: Sequence[Outcome]) -> set[int]:
-    """Record finished samples in one transaction. Returns the ids of the shards that took theirs."""
-    batches = batches_of(outcomes)
-    if not batches:
-        return set()
-    with transaction(database) as connection:
-        return checkpoints.record(connection, owner, stripe, batches)
-
-
 def finish_shard(
     database: Engine,
     storage: Storage,
@@ -187,7 +239,7 @@ def _commit_end(
 ) -> str:
     try:
         with transaction(database) as connection:
-            if not shards.held(connection, owner, [(claim.shard_id, claim.epoch)]):
+            if not shards.held(connection, owner, [claim.lease]):
                 return "lost"
             segment_id = None
             if written is not None:

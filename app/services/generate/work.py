@@ -100,9 +100,7 @@ def load_run(database: Engine, claim: Claim, lane: lanes.LaneSpec, group_sibling
         prompts = checkpoints.prompts_of(
             connection, claim.job_id, claim.first_prompt, claim.end_prompt, lane.spec.name
         )
-        done = checkpoints.recorded(
-            connection, claim.job_id, claim.stage, claim.teacher, claim.first_prompt, claim.end_prompt
-        )
+        done = checkpoints.recorded(connection, claim)
     run = ShardRun(claim=claim, lane=lane, n_missing=0)
     stage = lane.stages[claim.stage]
     origin = _origin(lane, stage)

@@ -46,9 +46,7 @@ def tokens_of(number: int, index: int) -> TokenColumns:
 def record(engine: Engine, claim: Claim, n: int, fate: Fate, sequence: int = 1, tokens: bool = True) -> None:
     """One checkpoint with all that is missing of a shard."""
     with reading(engine) as connection:
-        done = checkpoints.recorded(
-            connection, claim.job_id, claim.stage, claim.teacher, claim.first_prompt, claim.end_prompt
-        )
+        done = checkpoints.recorded(connection, claim)
         lane = lanes.load(connection, claim.job_id, claim.teacher)
         prompts = checkpoints.prompts_of(
             connection, claim.job_id, claim.first_prompt, claim.end_prompt, lane.spec.name
@@ -73,7 +71,7 @@ def record(engine: Engine, claim: Claim, n: int, fate: Fate, sequence: int = 1, 
     if tokens and columns:
         batch.part = encode_part(token_table(columns))
     with transaction(engine) as connection:
-        assert checkpoints.record(connection, WORKER, 0, [batch]) == {claim.shard_id}
+        assert checkpoints.record(connection, WORKER, 0, [batch]) == {claim.lease}
 
 
 def finish(engine: Engine, storage: Storage, claim: Claim) -> None:

@@ -1,20 +1,15 @@
 """The engine's loop against a teacher in this process: order, faults, pausing, caps. Kills are in tests/faults."""
 
 import asyncio
-import hashlib
 import threading
 import time
 from collections import Counter as Tally
-from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
 from sqlalchemy import Engine, select, update
 
 from app.db.models import Completion, Job, Lane, PromptSet, Shard, ShardAttempt, Worker
 from app.db.session import reading, transaction
-from app.domain.columns import TokenColumns, token_columns
 from app.errors import (
     MalformedAnswer,
     PermanentTeacherError,
@@ -23,64 +18,10 @@ from app.errors import (
     TransientTeacherError,
 )
 from app.services import dispatch
-from app.storage.places import Storage, open_storage
-from app.teachers.base import Capabilities, GenerateRequest, Generation, Usage
+from app.storage.places import Storage
+from app.teachers.base import GenerateRequest, Generation
 from tests.fixtures.jobs import JobSetup, add_prompts, check_whole, job_row, make_job
-from tests.integration.engine.running import finish, running, status, until
-
-Hook = Callable[[str, int], None]
-
-
-class Teacher:
-    """Answers from the prompt's hash; `hook(prompt, call number)` may raise."""
-
-    def __init__(self, delay: float = 0.0, hook: Hook | None = None, native_n: bool = False) -> None:
-        self.delay = delay
-        self.hook = hook or (lambda prompt, call: None)
-        self.native_n = native_n
-        self.engine = "test 1"
-        self.calls: Tally[str] = Tally()
-        self.in_flight = self.peak = 0
-        self.order: list[str] = []
-
-    async def capabilities(self) -> Capabilities:
-        return Capabilities(
-            True, self.engine, "null", max_top_logprobs=20, token_ids=True, native_n=self.native_n
-        )
-
-    async def generate(self, request: GenerateRequest) -> list[Generation]:
-        prompt = str(request.messages[-1]["content"])
-        self.calls[prompt] += 1
-        self.order.append(prompt)
-        self.in_flight += 1
-        self.peak = max(self.peak, self.in_flight)
-        try:
-            self.hook(prompt, self.calls[prompt])
-            await asyncio.sleep(self.delay)
-            return [self._sample(prompt, index, request.top_logprobs) for index in request.sample_indices]
-        finally:
-            self.in_flight -= 1
-
-    def _sample(self, prompt: str, index: int, k: int) -> Generation:
-        digest = hashlib.sha256(f"{prompt}{index}".encode()).digest()
-        ids = np.frombuffer(digest[:8], np.uint8).astype(np.int32)
-        tokens: TokenColumns | None = None
-        if k:
-            lp = (np.full((8, k), -3.0) - np.arange(k)).astype(np.float32)
-            near = (ids[:, None] + np.arange(k)).astype(np.int32)
-            tokens = token_columns(ids, near, lp, lp[:, 0], k)
-        return Generation(index, digest.hex(), "stop", digest, digest, Usage(3, 8), tokens=tokens)
-
-    async def score(self, prompt_ids: list[int], token_ids: list[int], top_logprobs: int) -> TokenColumns:
-        raise NotImplementedError
-
-    async def aclose(self) -> None:
-        pass
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return open_storage(str(tmp_path / "storage"))
+from tests.integration.engine.running import Teacher, finish, running, status, until
 
 
 def test_every_prompt_gets_its_samples_and_its_tokens(engine: Engine, storage: Storage) -> None:
@@ -267,7 +208,9 @@ def test_the_next_shard_starts_before_the_last_one_drains(engine: Engine, storag
     class Slow(Teacher):
         async def generate(self, request: GenerateRequest) -> list[Generation]:
             if request.messages[-1]["content"] == "prompt 9":
-                await asyncio.sleep(1.0)
+                async with asyncio.timeout(20):
+                    while len(self.order) < 39:  # noqa: ASYNC110 - all the others, three shards' worth
+                        await asyncio.sleep(0.01)
             return await super().generate(request)
 
     teacher = Slow()
@@ -275,3 +218,19 @@ def test_the_next_shard_starts_before_the_last_one_drains(engine: Engine, storag
         finish(engine, job)
     assert teacher.order[-1] == "prompt 9"
     check_whole(engine, storage, job)
+
+
+def test_a_worker_that_claims_its_own_lapsed_shard_again(engine: Engine, storage: Storage) -> None:
+    """It was starved for longer than its lease, and does not know that it holds the shard twice."""
+    job = make_job(engine, JobSetup(prompts=60, shard_size=30, top_logprobs=2))
+    teacher = Teacher(delay=0.05)
+    with running(engine, storage, teacher, max_in_flight=64):
+        for _ in range(6):
+            time.sleep(0.04)
+            with transaction(engine) as connection:
+                connection.execute(update(Shard).where(Shard.status == "leased").values(lease_until=1.0))
+        finish(engine, job)
+    check_whole(engine, storage, job)
+    with reading(engine) as connection:
+        outcomes = connection.execute(select(ShardAttempt.outcome)).scalars().all()
+    assert "lost" in outcomes

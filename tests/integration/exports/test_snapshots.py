@@ -17,8 +17,7 @@ from app.storage.places import Storage, open_storage
 from app.storage.segments import Profile
 from tests.fixtures.completed import WORKER, Rows, add_job, record, row_of
 from tests.fixtures.jobs import JobSetup, check_whole, make_job
-from tests.integration.engine.running import finish, running
-from tests.integration.engine.test_generation import Teacher
+from tests.integration.engine.running import Teacher, finish, running
 
 from .exporting import ask, look, made, run, table
 
@@ -38,7 +37,7 @@ def test_a_checkpoint_that_is_under_way_is_waited_for(postgres_url: str, storage
         batch = ShardBatch(claim.shard_id, claim.epoch, 1, claim.job_id, claim.teacher)
         batch.rows = [row_of(rows, claim, number, 0, None) for number in range(3)]
         batch.tally = Tally(completed=3)
-        assert checkpoints.record(connection, WORKER, 0, [batch]) == {claim.shard_id}
+        assert checkpoints.record(connection, WORKER, 0, [batch]) == {claim.lease}
 
     def commit_late() -> None:
         with transaction(database) as connection:
