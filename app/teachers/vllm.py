@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from app.domain.columns import TokenColumns, widened
 from app.domain.fingerprints import sha256
@@ -81,18 +82,23 @@ class VllmTeacher:
         self._prompts = Prompts(self._root, spec.model)
         self._looker = Looker(self._v1, self._root, spec.model, str(wanted))
         self._server: Server | None = None
-        self._fingerprints: set[str | None] = set()
+        self._identity: dict[str, JsonValue] | None = None  # as `capabilities` told it last
+        self._fingerprints: set[str | None] = set()  # of configurations that have this identity
+        self._others: dict[str, str] = {}  # of configurations that have another one, and what is said of them
         self._looking = asyncio.Lock()
         self._scoring = asyncio.Semaphore(_SCORES_IN_FLIGHT)
 
     async def capabilities(self) -> Capabilities:
-        """Probed once; from then on only looked at, unless it is another server by now."""
+        """Probed once, then only looked at, unless it is another server by now. Calls go to the one this told of."""
         async with self._looking:
             try:
-                return (await self._found()).capabilities
+                server = await self._found()
             except TeacherError as error:
                 self._server = None
                 return unreachable(error).capabilities
+            self._identity = server.capabilities.identity()
+            self._others.clear()
+            return server.capabilities
 
     async def pressure(self) -> Pressure | None:
         return await read_pressure(self._root)
@@ -155,28 +161,38 @@ class VllmTeacher:
     # -- the server ------------------------------------------------------------------------------------------------
 
     async def _known(self) -> Server:
-        if self._server is not None:
-            return self._server
-        async with self._looking:
-            try:
-                return await self._found()
-            except (TransientTeacherError, TeacherRefusedKey):
-                raise
-            except TeacherError as error:
-                raise TeacherUnavailable(error.detail) from error
+        """The server, probed if need be. Raises `IdentityChanged` where it is not the one that was told of."""
+        server = self._server
+        if server is None:
+            async with self._looking:
+                server = self._server or await self._found()
+        self._same(server)
+        return server
 
     async def _found(self) -> Server:
-        """The server as it is now; the lock is held."""
+        """The server as it is now; the lock is held. A server that is of no use is no fault of a prompt."""
         before = self._server
-        if before is not None:
-            now = await self._looker.look()
-            same = now.capabilities.compact_route == before.capabilities.compact_route
-            if same and now.capabilities.identity() == before.capabilities.identity():
-                return before
-        self._prompts = Prompts(self._root, self._model)
-        self._server = await self._looker.probe()
+        try:
+            if before is not None:
+                now = await self._looker.look()
+                same = now.capabilities.compact_route == before.capabilities.compact_route
+                if same and now.capabilities.identity() == before.capabilities.identity():
+                    return before
+            self._prompts = Prompts(self._root, self._model)
+            self._server = await self._looker.probe()
+        except (TransientTeacherError, TeacherRefusedKey):
+            raise
+        except TeacherError as error:
+            raise TeacherUnavailable(error.detail) from error
         self._fingerprints = {self._server.fingerprint}
         return self._server
+
+    def _same(self, server: Server) -> None:
+        now = server.capabilities.identity()
+        if self._identity is None:
+            self._identity = now
+        elif now != self._identity:
+            raise IdentityChanged(f"the server is another one by now: {self._identity} has become {now}")
 
     async def _check_same(self, fingerprint: str | None) -> None:
         """An answer of a server that is configured otherwise than the probed one: is it still the same teacher?
@@ -186,20 +202,21 @@ class VllmTeacher:
         if fingerprint is None or fingerprint in self._fingerprints:
             return
         async with self._looking:
-            before = self._server
-            if before is None or fingerprint in self._fingerprints:
+            if fingerprint in self._fingerprints:
                 return
-            now = await self._looker.look()
-            if now.capabilities.identity() != before.capabilities.identity():
+            if fingerprint in self._others:
+                raise IdentityChanged(self._others[fingerprint])
+            try:
+                self._same(await self._looker.look())
+            except IdentityChanged as error:
                 self._server = None
-                raise IdentityChanged(
-                    f"the server is another one since it was probed: {before.capabilities.identity()} has become "
-                    f"{now.capabilities.identity()}"
-                )
+                self._others[fingerprint] = error.detail
+                raise
             self._fingerprints.add(fingerprint)
 
     async def _posted(self, route: Route, body: bytes, seconds: float) -> Reply:
         """The reply; a route or model that is gone is a server that changed, and no fault of the prompt."""
+        asked = self._server
         match route:
             case "compact":
                 reply = await self._root.post(GENERATE, body, seconds)
@@ -209,12 +226,9 @@ class VllmTeacher:
                 reply = await self._v1.post("/chat/completions", body, seconds)
         if reply.status in (404, 405, 501):
             async with self._looking:
-                before, self._server = self._server, None
-                now = await self._found()
-            if before is not None and now.capabilities.identity() != before.capabilities.identity():
-                raise IdentityChanged(
-                    f"the server serves something else by now: {now.capabilities.identity()}"
-                )
+                if self._server is asked:  # the first of the calls that were under way
+                    self._server = None
+                self._same(self._server or await self._found())
             raise TransientTeacherError(
                 f"the server's {route} route answered {reply.status}: it was probed again"
             )
