@@ -237,7 +237,7 @@ class _Takedown:
         return True, NewSegment(made.path, made.sha256, made.n_bytes, made.n_rows, made.k)
 
     def _sweep(self, job_id: str) -> None:
-        """Files that a fenced worker left: of an earlier epoch, and not what the shard points to."""
+        """Files that a fenced worker left, or this takedown when it was killed: not what the shard points to."""
         with reading(self._database) as connection:
             known = stripping.epochs(connection, job_id)
         for path in list(self._storage.list(f"segments/{job_id}")):
@@ -245,7 +245,8 @@ class _Takedown:
             if match is None or int(match.group(1)) not in known:
                 continue
             epoch, current = known[int(match.group(1))]
-            if path != current and int(match.group(2)) < epoch:
+            ours = self._claim.takedown_id in path
+            if path != current and (ours or int(match.group(2)) < epoch):
                 self._storage.delete(path)
 
     def _sweep_export(self, export_id: str, epoch: int) -> None:

@@ -1,0 +1,111 @@
+"""A takedown whose worker is killed with SIGKILL, again and again, ends as one that nobody disturbed."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from app.db import takedowns
+from app.db.session import connect, transaction
+from app.storage.places import open_storage
+from app.storage.segments import read_segment
+from tests.fixtures.completed import Rows, add_job, complete
+
+pytestmark = pytest.mark.faults
+
+PROMPTS = 60
+WORKER = """
+import sys, time
+from app.db.session import connect
+from app.services import takedown
+from app.storage.places import open_storage
+
+def tick() -> bool:
+    print("step", flush=True)
+    time.sleep(0.02)  # time to be killed between any two steps
+    return False
+
+database, storage = connect(sys.argv[1]), open_storage(sys.argv[2])
+while not takedown.run_next(database, storage, sys.argv[3], 0.2, tick, again_seconds=0):
+    time.sleep(0.05)
+print("done", flush=True)
+"""
+
+
+def test_kill_after_kill(database_url: str, tmp_path: Path) -> None:
+    database, storage = connect(database_url), open_storage(str(tmp_path / "storage"))
+    bodies = [
+        {"prompt": f"planted {i}" if i % 4 == 0 else f"other {i}", "source": "book" if i % 4 == 0 else "ours"}
+        for i in range(PROMPTS)
+    ]
+    rows = Rows(prompts=PROMPTS, tokens=4, k=2, shard_size=6)
+    add_job(database, rows, [dict(body) for body in bodies])
+    complete(database, storage, rows)
+    with transaction(database) as connection:
+        connection.execute(
+            text("UPDATE prompt SET source_key = :key WHERE source = 'book'"), {"key": _key("book")}
+        )
+        takedowns.add(
+            connection,
+            {
+                "id": "tkd_1",
+                "project_id": "prj_1",
+                "kind": "source",
+                "target": {"source": "book"},
+                "who": "x",
+                "why": "y",
+                "withdraw_exports": False,
+                "created_by": "key_1",
+            },
+        )
+    kills = 0
+    for patience in range(1, 200, 2):
+        worker = subprocess.Popen(
+            [sys.executable, "-c", WORKER, database_url, str(tmp_path / "storage"), f"w{patience}"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert worker.stdout is not None
+        ended = False
+        for _ in range(patience):
+            line = worker.stdout.readline()
+            if line in ("done\n", ""):
+                ended = True
+                break
+        if not ended:
+            worker.send_signal(signal.SIGKILL)
+            kills += 1
+        worker.stdout.close()
+        worker.wait()
+        if ended:
+            break
+    assert kills >= 3
+    with database.connect() as connection:
+        found = connection.execute(text("SELECT status, n_prompts, n_completions FROM takedown")).one()
+        assert tuple(found) == ("completed", 15, 15)
+        grouped = connection.execute(text("SELECT status, count(*) FROM completion GROUP BY status"))
+        counts = {row[0]: row[1] for row in grouped}
+        assert counts == {"completed": 45, "removed": 15}
+        counters = "SELECT sum(completed), sum(removed) FROM counter"
+        assert tuple(connection.execute(text(counters)).one()) == (45, 15)
+        assert connection.execute(text("SELECT sum(n_expected) FROM shard")).scalar() == 45
+        assert connection.execute(text("SELECT n_expected FROM job")).scalar() == 45
+        current = connection.execute(
+            text("SELECT g.path FROM segment g JOIN shard s ON s.segment_id = g.id ORDER BY g.path")
+        ).scalars()
+        paths = list(current)
+    assert sorted(storage.list("segments")) == sorted(paths)
+    kept = {n for path in paths for n in read_segment(storage, path).column("prompt_number").to_pylist()}
+    assert kept == {i for i in range(PROMPTS) if i % 4}
+    database.dispose()
+
+
+def _key(source: str) -> bytes:
+    from app.domain.fingerprints import source_key
+
+    key = source_key(source)
+    assert key is not None
+    return key
