@@ -14,7 +14,7 @@ compile() {
 
 compile requirements.lock pyproject.toml --group build "$@"
 compile requirements-s3.lock pyproject.toml --group build --extra s3 --constraint requirements.lock "$@"
-compile tests/requirements.lock pyproject.toml --group build --group test --extra s3 --constraint requirements.lock "$@"
+compile tests/requirements.lock pyproject.toml --group build --group test --extra s3 --extra hub --constraint requirements.lock "$@"
 compile scripts/requirements.lock --group lock "$@"
 for peer in distilabel curator; do # the benchmark's
     folder=tests/environments/$peer

@@ -11,6 +11,7 @@ from app.cli import (
     audit,
     bench,
     database,
+    datasets,
     doctor,
     export_list,
     exports,
@@ -24,7 +25,6 @@ from app.cli import (
     submit,
     takedowns,
     teachers,
-    verify,
     vllm_serve,
     worker,
 )
@@ -60,7 +60,8 @@ def _common(
 
 for panel, commands in (
     ("The service", (*service.commands, *worker.commands, *vllm_serve.commands, *doctor.commands)),
-    ("The main job", (*submit.commands, *exports.commands, *verify.commands)),
+    ("The main job", (*submit.commands, *exports.commands)),
+    ("Datasets", datasets.commands),
 ):
     for command in commands:
         app.command(rich_help_panel=panel)(command)

@@ -100,8 +100,15 @@ class AxolotlExporter:
         )
 
 
+_HOW_TO_LOAD: Final = """\
+from datasets import load_dataset
+
+rows = load_dataset("parquet", data_files="DIR/train-*.parquet")["train"]  # axolotl.yaml has the rest
+"""
+
 FORMAT = Format(
     "Soft labels for Axolotl's distillation plugin, tokens prepared, as Parquet.",
     AxolotlOptions,
     AxolotlExporter,
+    load=_HOW_TO_LOAD,
 )

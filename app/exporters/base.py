@@ -135,6 +135,7 @@ class Format:
     summary: str
     options: type[FormatOptions]
     build: Callable[[Any], Exporter]
+    load: str = ""  # how a person loads it, as Python
 
 
 @dataclass(slots=True)

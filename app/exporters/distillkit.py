@@ -140,6 +140,16 @@ def packed(ids: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return np.packbits(each.reshape(ids.shape[0], -1), axis=-1)
 
 
+_HOW_TO_LOAD: Final = """\
+from datasets import load_dataset
+
+rows = load_dataset("parquet", data_files="DIR/train-*.parquet")["train"]
+rows.save_to_disk("prepared")  # compression_config.yaml is its `logprob_compressor`
+"""
+
 FORMAT = Format(
-    "Soft labels for DistillKit, compressed or as lists, as Parquet.", DistillKitOptions, DistillKitExporter
+    "Soft labels for DistillKit, compressed or as lists, as Parquet.",
+    DistillKitOptions,
+    DistillKitExporter,
+    load=_HOW_TO_LOAD,
 )

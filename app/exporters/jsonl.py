@@ -61,4 +61,15 @@ class JsonlExporter:
         return pa.RecordBatch.from_arrays(arrays, names=self._names)
 
 
-FORMAT = Format("Chat messages and provenance, a completion a line; no tokens.", JsonlOptions, JsonlExporter)
+_HOW_TO_LOAD: Final = """\
+from datasets import load_dataset
+
+rows = load_dataset("json", data_files="DIR/train-*.jsonl")["train"]
+"""
+
+FORMAT = Format(
+    "Chat messages and provenance, a completion a line; no tokens.",
+    JsonlOptions,
+    JsonlExporter,
+    load=_HOW_TO_LOAD,
+)

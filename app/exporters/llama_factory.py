@@ -97,8 +97,16 @@ def _function(tool: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+_HOW_TO_LOAD: Final = """\
+# llamafactory-cli train --dataset_dir DIR --dataset retort_train ...
+from datasets import load_dataset
+
+rows = load_dataset("json", data_files="DIR/train-*.jsonl")["train"]
+"""
+
 FORMAT = Format(
     "ShareGPT conversations for LLaMA-Factory, with dataset_info.json.",
     LlamaFactoryOptions,
     LlamaFactoryExporter,
+    load=_HOW_TO_LOAD,
 )

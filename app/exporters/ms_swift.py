@@ -7,7 +7,7 @@ Tools are JSON text in `tools`; a call is a turn of role `tool_call`, its result
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import orjson
 import pyarrow as pa
@@ -77,6 +77,16 @@ def called(call: dict[str, Any]) -> dict[str, Any]:
     return {"name": function.get("name"), "arguments": arguments}
 
 
+_HOW_TO_LOAD: Final = """\
+# swift sft --dataset DIR/train-00000.jsonl ...
+from datasets import load_dataset
+
+rows = load_dataset("json", data_files="DIR/train-*.jsonl")["train"]
+"""
+
 FORMAT = Format(
-    "Messages for ms-swift, traces inside the content, as JSON lines.", MsSwiftOptions, MsSwiftExporter
+    "Messages for ms-swift, traces inside the content, as JSON lines.",
+    MsSwiftOptions,
+    MsSwiftExporter,
+    load=_HOW_TO_LOAD,
 )

@@ -114,6 +114,15 @@ def _constant(value: object, missing: pa.Array) -> pa.Array:
     return pa.array([value, None]).take(missing.cast(pa.int8()))
 
 
+_HOW_TO_LOAD: Final = """\
+from datasets import load_dataset
+
+rows = load_dataset("parquet", data_files="DIR/train-*.parquet")["train"]
+"""
+
 FORMAT = Format(
-    "Every column there is, token ids and logprobs included, as Parquet.", NativeOptions, NativeExporter
+    "Every column there is, token ids and logprobs included, as Parquet.",
+    NativeOptions,
+    NativeExporter,
+    load=_HOW_TO_LOAD,
 )

@@ -7,7 +7,7 @@ left out and counted. The fine-tuning APIs know no reasoning: it is dropped, or 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import pyarrow as pa
 from pydantic import Field
@@ -62,8 +62,13 @@ def _plain(turn: Turn) -> Turn:
     return made
 
 
+_HOW_TO_LOAD: Final = """\
+client.files.create(file=open("DIR/train-00000.jsonl", "rb"), purpose="fine-tune")
+"""
+
 FORMAT = Format(
     "Chat messages for OpenAI's fine-tuning API and its relatives, a conversation a line.",
     OpenAIChatOptions,
     OpenAIChatExporter,
+    load=_HOW_TO_LOAD,
 )

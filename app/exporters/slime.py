@@ -112,4 +112,16 @@ class SlimeExporter:
             }
 
 
-FORMAT = Format("A teacher's scores of each response for slime, as JSON lines.", SlimeOptions, SlimeExporter)
+_HOW_TO_LOAD: Final = """\
+import json
+
+with open("DIR/train-00000.jsonl") as lines:
+    metadata, *rows = map(json.loads, lines)
+"""
+
+FORMAT = Format(
+    "A teacher's scores of each response for slime, as JSON lines.",
+    SlimeOptions,
+    SlimeExporter,
+    load=_HOW_TO_LOAD,
+)

@@ -110,4 +110,18 @@ def _shorter(found: Sequences, values: NDArray[Any]) -> NDArray[Any]:
     return values[kept]
 
 
-FORMAT = Format("Soft labels as Tinker's datums, as Parquet with a loader.", TinkerOptions, TinkerExporter)
+_HOW_TO_LOAD: Final = """\
+import sys
+
+sys.path.insert(0, "DIR")
+from load import datums
+
+batch = list(datums("DIR"))
+"""
+
+FORMAT = Format(
+    "Soft labels as Tinker's datums, as Parquet with a loader.",
+    TinkerOptions,
+    TinkerExporter,
+    load=_HOW_TO_LOAD,
+)

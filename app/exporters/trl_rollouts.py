@@ -175,8 +175,18 @@ def _plain(turns: pa.Array) -> pa.Array:
     return lists.list_column(made, lists.lengths(turns), _TURNS)
 
 
+_HOW_TO_LOAD: Final = """\
+import sys
+
+sys.path.insert(0, "DIR")
+from load import OfflineRollouts
+
+worker = OfflineRollouts("DIR")  # AsyncDistillationTrainer(rollout_worker=worker, ...)
+"""
+
 FORMAT = Format(
     "Scored samples for TRL's asynchronous distillation trainer, as Parquet with a loader.",
     RolloutOptions,
     RolloutExporter,
+    load=_HOW_TO_LOAD,
 )

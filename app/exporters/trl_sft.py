@@ -87,6 +87,15 @@ class SftExporter:
         )
 
 
+_HOW_TO_LOAD: Final = """\
+from datasets import load_dataset
+
+rows = load_dataset("DIR", split="train")  # SFTTrainer(train_dataset=rows, ...)
+"""
+
 FORMAT = Format(
-    "Hard labels for TRL's SFTTrainer: text, or the teacher's token ids.", SftOptions, SftExporter
+    "Hard labels for TRL's SFTTrainer: text, or the teacher's token ids.",
+    SftOptions,
+    SftExporter,
+    load=_HOW_TO_LOAD,
 )

@@ -70,4 +70,15 @@ class VerlExporter:
         )
 
 
-FORMAT = Format("Messages for verl's supervised trainer, as Parquet.", VerlOptions, VerlExporter)
+_HOW_TO_LOAD: Final = """\
+import pandas
+
+rows = pandas.read_parquet("DIR/train-00000.parquet")  # data.train_files=...
+"""
+
+FORMAT = Format(
+    "Messages for verl's supervised trainer, as Parquet.",
+    VerlOptions,
+    VerlExporter,
+    load=_HOW_TO_LOAD,
+)

@@ -125,10 +125,10 @@ Check = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def check(capture: Capture, exported: Exported) -> Check:
-    """`check(format, **options)`: what the trainer's own code says of the export."""
+    """`check(format, **options)`: what the trainer's own code says of the export, or that `by` another name."""
 
-    def run(name: str, **options: Any) -> dict[str, Any]:
-        printed = in_environment("check.py", name, capture.model, exported(name, **options))
+    def run(name: str, by: str | None = None, **options: Any) -> dict[str, Any]:
+        printed = in_environment("check.py", by or name, capture.model, exported(name, **options))
         found: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])
         return found
 

@@ -63,6 +63,16 @@ def test_trl_sft_on_text(check: Check, capture: Capture, rows: str) -> None:
     assert (found["masked"] > 0) == (rows == "prompt-completion")
 
 
+@pytest.mark.parametrize("name", ["parquet", "jsonl", "axolotl-kd", "trl-sft"])
+def test_mlcroissant_iterates_the_records(check: Check, capture: Capture, name: str) -> None:
+    found = check(name, by="mlcroissant")
+    assert found["errors"] == []
+    assert found["counts"] == {"train-00000": len(capture.columns)}
+    assert found["first"].keys() >= {"parquet": {"topk_ids"}, "axolotl-kd": {"labels"}}.get(
+        name, {"messages"}
+    )
+
+
 @pytest.mark.parametrize("name", ["llama-factory", "ms-swift", "verl"])
 def test_text_formats(check: Check, capture: Capture, name: str) -> None:
     found = check(name)

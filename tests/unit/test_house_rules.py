@@ -116,7 +116,7 @@ def test_only_transaction_and_the_session_dependency_commit() -> None:
 
 
 def test_every_import_is_declared() -> None:
-    known = declared("vllm", "s3")
+    known = declared("vllm", "s3", "hub")
     found = {
         f"{name(path)}: {module}"
         for path in modules(*OURS)

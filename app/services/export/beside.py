@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import orjson
 import pyarrow as pa
 from pydantic import JsonValue
 from sqlalchemy import Row
 
 from app.domain.version import code_version
-from app.exporters import Exporter, Summary
+from app.exporters import Exporter, Summary, card, croissant, format_of
+from app.exporters.manifest import as_json, with_own_hash
 from app.exporters.signing import MANIFEST, SIGNATURE
 from app.policy.notice import StudentNotice, notice_text
 
@@ -35,7 +35,13 @@ def _notice(summary: Summary) -> StudentNotice:
     return summary.notice
 
 
+def _card(summary: Summary) -> bytes:
+    return card.card(summary, format_of(summary.format))
+
+
 _EVERY: Final[Mapping[str, Callable[[Summary], bytes]]] = {
+    card.NAME: _card,
+    croissant.NAME: croissant.croissant,
     NOTICE_TEXT: _notice_text,
     NOTICE_DATA: _notice_data,
 }
@@ -62,7 +68,7 @@ def manifest(
 
     `audit`: the head of the project's audit log, so that whoever has the manifest has an anchor of it.
     """
-    return {
+    told = {
         "format_version": 2,
         "export": export.id,
         "name": export.name,
@@ -85,12 +91,7 @@ def manifest(
         "files": list(files),
         "jobs": list(summary.jobs),
     }
-
-
-def as_json(value: object) -> bytes:
-    """For people and programs: indented, keys in order, a newline at the end."""
-    options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
-    return orjson.dumps(value, option=options)
+    return with_own_hash(told)
 
 
 def _moment(seconds: float) -> str:

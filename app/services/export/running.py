@@ -28,6 +28,7 @@ from app.domain.splits import SPLITS
 from app.errors import InvalidInput, PolicyRefusal, StorageError
 from app.exporters import DataFile, Exporter, Shard, Summary, exporter, signing
 from app.exporters.counts import Counts, add, counts_of, in_order
+from app.exporters.manifest import as_json
 from app.policy.decisions import Decision, require_allowed
 from app.policy.notice import StudentNotice, student_notice
 from app.policy.rules import Moment, PolicyRules
@@ -384,7 +385,7 @@ class _Attempt:
             {"sequence": head.sequence, "hash": head.hash.hex()},
             None if self._signing_key is None else signing.key_id(signing.public_key_of(self._signing_key)),
         )
-        manifest = beside.as_json(told)
+        manifest = as_json(told)
         others.append(self._put(signing.MANIFEST, manifest))
         if self._signing_key is not None:
             others.append(self._put(signing.SIGNATURE, signing.sign(manifest, self._signing_key)))

@@ -277,7 +277,33 @@ def verl(model_dir: Path, folder: Path) -> Found:
     return {"rows": len(rows), "answers": answers}
 
 
+def mlcroissant(model_dir: Path, folder: Path) -> Found:
+    """Loads `croissant.json` and iterates every record: checksums are looked at when records are read."""
+    import jsonpath_ng
+
+    # It asks for jsonpath-rw, of which there is no wheel; this is its fork.
+    sys.modules["jsonpath_rw"] = jsonpath_ng
+    sys.modules["jsonpath_rw.lexer"] = jsonpath_ng.lexer
+    import mlcroissant
+
+    dataset = mlcroissant.Dataset(str(folder / "croissant.json"))
+    counts, first = {}, {}
+    for records in dataset.metadata.record_sets:
+        rows = list(dataset.records(records.id))
+        counts[records.id] = len(rows)
+        first = first or {name.partition("/")[2]: str(value) for name, value in rows[0].items()}
+    told = dataset.metadata.to_json()
+    kept = {name: told.get(name) for name in ("rai:hasSyntheticData", "prov:wasGeneratedBy", "name")}
+    return {
+        "counts": counts,
+        "first": first,
+        "errors": list(dataset.metadata.ctx.issues.errors),
+        "told": kept,
+    }
+
+
 CHECKS = {
+    "mlcroissant": mlcroissant,
     "axolotl-kd": axolotl_kd,
     "distillkit": distillkit,
     "tinker": tinker,

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -75,3 +76,11 @@ def lines(database: Engine, storage: Storage, view: ExportView) -> list[dict[str
     names = [file.name for file in view.files if file.name.endswith(".jsonl")]
     text = b"".join(content(database, storage, view, name) for name in names)
     return [orjson.loads(line) for line in text.splitlines()]
+
+
+def folder(database: Engine, storage: Storage, view: ExportView, target: Path) -> Path:
+    """The export's files as somebody fetched them."""
+    target.mkdir()
+    for file in view.files:
+        (target / file.name).write_bytes(content(database, storage, view, file.name))
+    return target
