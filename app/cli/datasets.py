@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.outcome import AsJson, CommandFailed, Exit, counted, out, show
+from app.cli.outcome import AsJson, CommandFailed, Exit, counted, err, out, show
 
 if TYPE_CHECKING:
     from app.exporters.verify import Report
@@ -31,13 +31,17 @@ def verify(folder: Folder, public_key: PublicKey = None, as_json: AsJson = False
 
     def told() -> None:
         for warning in report.warnings:
-            out.print(f"note: {warning}", markup=False, soft_wrap=True)
+            err.print(f"note: {warning}", markup=False, soft_wrap=True)
         for fault in report.faults:
-            out.print(f"fault: {fault}", markup=False, soft_wrap=True)
+            err.print(f"fault: {fault}", markup=False, soft_wrap=True)
         if not report.faults:
-            by = f", signed by {report.signed_by[:16]}…" if report.signed_by else ""
+            by = (
+                f"signed by this key ({report.signed_by[:16]}…)"
+                if report.signed_by
+                else "no signature was checked"
+            )
             out.print(
-                f"whole: {counted(report.n_rows, 'row')} in {counted(report.n_files, 'file')}{by}",
+                f"whole: {counted(report.n_rows, 'row')} in {counted(report.n_files, 'file')}; {by}",
                 markup=False,
             )
 

@@ -104,13 +104,18 @@ def _file(folder: Path, told: dict[str, Any], report: Report) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = path.stat().st_size
     except OSError as error:
-        report.faults.append(f"{told['name']} cannot be read: {error.strerror or error}")
+        why = (
+            "is missing"
+            if isinstance(error, FileNotFoundError)
+            else f"cannot be read: {error.strerror or error}"
+        )
+        report.faults.append(f"{told['name']} {why}")
         return
     report.n_files += 1
     report.n_bytes += size
     if size != told["n_bytes"] or digest != told["sha256"]:
         report.faults.append(
-            f"{told['name']} is not the file that was written: SHA-256 {digest[:16]}…, {size:,} bytes"
+            f"{told['name']} is not what the manifest says: SHA-256 {digest[:16]}…, {size:,} bytes"
         )
         return
     if told.get("split"):

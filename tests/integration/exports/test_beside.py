@@ -102,7 +102,7 @@ def test_missing_and_strange_files(whole: Path) -> None:
     assert verify_export(whole).warnings == ["notes.txt is not part of the export"]
     (whole / "croissant.json").unlink()
     faults = verify_export(whole).faults
-    assert faults[0].startswith("croissant.json cannot be read")
+    assert faults[0].startswith("croissant.json is missing")
     shutil.rmtree(whole)
     whole.mkdir()
     assert verify_export(whole).faults[0].startswith("manifest.json cannot be read")

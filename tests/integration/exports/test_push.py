@@ -54,7 +54,7 @@ def test_verify(database: Engine, storage: Storage, tmp_path: Path) -> None:
     card.write_bytes(card.read_bytes()[:-1])
     code, told, _ = retort("verify", path)
     assert (code, told["whole"]) == (1, False)
-    assert told["faults"][0].startswith("README.md is not the file that was written")
+    assert told["faults"][0].startswith("README.md is not what the manifest says")
 
 
 def test_push(database: Engine, storage: Storage, tmp_path: Path, hub: HubServer) -> None:
