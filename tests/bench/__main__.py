@@ -52,7 +52,8 @@ def run(
         bool, typer.Option("--smoke", help="Tiny sizes: whether it works, not how fast.")
     ] = False,
     largest: Annotated[
-        int | None, typer.Option(min=10_000, help="Largest job of the measure `scale`, for example 1000000.")
+        int | None,
+        typer.Option(min=10_000, help="Rows of the largest job of `scale` and of `export`: 1000000."),
     ] = None,
     flush_sleep: Annotated[
         float,

@@ -70,6 +70,22 @@ GOALS = (
         )
         for rows in (100_000, 1_000_000)
     ),
+    *(
+        Goal(
+            f"peak memory of an export of {name}, MB",
+            *("export", name, "retort", "peak_mb", 600.0),
+        )
+        for name in ("100,000 rows of text", "1,000,000 rows of text", "100,000 rows, 64 tokens, k = 20")
+    ),
+    *(
+        Goal(
+            f"speed of an export of {name}, by a bare pyarrow writer's",
+            *("export", name, "retort", "rows_per_second", 0.6),
+            at_most=False,
+            against="pyarrow",
+        )
+        for name in ("10,000 rows, 64 tokens, k = 20", "100,000 rows, 64 tokens, k = 20")
+    ),
     Goal(
         "export's speed, by a bare pyarrow writer's",
         *("life", "export to Parquet, k = 20", "retort", "rows_per_second", 0.6),

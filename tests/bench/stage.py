@@ -27,6 +27,7 @@ class Sizes:
     routed: int
     submitted: int
     exported: int
+    large: int
 
 
 NORMAL = Sizes(
@@ -39,6 +40,7 @@ NORMAL = Sizes(
     routed=100,
     submitted=20_000,
     exported=20_000,
+    large=100_000,
 )
 SMOKE = Sizes(
     rows={SHAPES[1]: 24},
@@ -50,13 +52,14 @@ SMOKE = Sizes(
     routed=2,
     submitted=100,
     exported=50,
+    large=100,
 )
 
 
 def with_largest(sizes: Sizes, rows: int) -> Sizes:
-    """The measure `scale` goes up to so many rows, by powers of ten."""
+    """The measure `scale` goes up to so many rows, by powers of ten; `export` has so many."""
     steps = [step for step in (1_000, 10_000, 100_000, 1_000_000) if step < rows]
-    return replace(sizes, scale=(*steps, rows))
+    return replace(sizes, scale=(*steps, rows), large=rows)
 
 
 @dataclass

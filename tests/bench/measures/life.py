@@ -42,7 +42,7 @@ def run(stage: Stage, repeat: int) -> Iterator[Reading]:
             exported, files = _export(service, job, folder / "files")
             found.append((EXPORT, contender.name, exported))
             if contender.database == "sqlite":
-                found.append((EXPORT, WRITER, _bare_writer(files, folder / "bare.parquet")))
+                found.append((EXPORT, WRITER, bare_writer(files, folder / "bare.parquet")))
         for case, name, figures in found:
             for figure, value in figures.items():
                 yield Reading("life", case, name, figure, repeat, value)
@@ -107,10 +107,10 @@ def _export(service: BenchService, job: str, target: Path) -> tuple[dict[str, fl
     }, [file for file in files if file.suffix == ".parquet"]
 
 
-def _bare_writer(files: list[Path], target: Path) -> dict[str, float]:
+def bare_writer(files: list[Path], target: Path, cores: set[int] | None = CORE) -> dict[str, float]:
     """pyarrow alone, writing the same columns in the same way."""
     command = [sys.executable, "-m", "tests.bench.bare_writer", str(target), *map(str, files)]
-    with pinned(CORE):
+    with pinned(cores):
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
