@@ -7,6 +7,7 @@ Servers start when the first test asks for them, one set for each process of pyt
 
 import ipaddress
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -27,12 +28,14 @@ from tests.fixtures.postgres import PostgresServer
 from tests.fixtures.valkey import ValkeyServer
 
 _TEMPLATE = "retort_template"
+# What the tests themselves are told by their environment, and where large files are kept over runs.
+_OURS = re.compile(r"RETORT_(CACHE_DIR|MODEL_DIR|(FAULT|BENCH|TEST)\w*)")
 _numbers = count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The tests see no settings of the developer's shell, keep no cache of data sets, and reach this machine only."""
-    for name in [name for name in os.environ if name.startswith("RETORT_") and name != "RETORT_CACHE_DIR"]:
+    for name in [name for name in os.environ if name.startswith("RETORT_") and not _OURS.fullmatch(name)]:
         del os.environ[name]
     cache = tempfile.TemporaryDirectory(prefix="retort-huggingface-")
     config.add_cleanup(cache.cleanup)
