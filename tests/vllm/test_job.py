@@ -16,7 +16,10 @@ PROMPTS: list[dict[str, Any]] = [
     {"prompt": f"Name {count} colours.", "license": "CC0-1.0"} for count in ("two", "three")
 ]
 PROMPTS += [
-    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}]}
+    {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}],
+        "license": "CC0-1.0",
+    }
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pytest
 
 from app.cli import main
+from app.exporters import signing
 from tests.faults.world import ScriptedServer
 from tests.fixtures.service import Service, running_service
 from tests.fixtures.valkey import ValkeyServer
@@ -75,6 +76,9 @@ def service(
     folder = tmp_path_factory.mktemp("service")
     shutil.copyfile(migrated_sqlite, folder / "retort.db")
     database, grace = f"sqlite:///{folder / 'retort.db'}", {"RETORT_ENGINE__GRACE_SECONDS": "1"}
+    key = folder / "data" / "signing.key"
+    key.parent.mkdir()
+    key.write_bytes(signing.new_private_key())
     with running_service(database, valkey_server.url, folder / "data", settings=grace) as made:
         made.call("PATCH", "/v1/project", json={"default_license": "CC0-1.0"})  # else no export
         made.call(

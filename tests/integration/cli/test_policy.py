@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from app.exporters import signing
 from tests.fixtures.service import Service
 
 from .conftest import Retort
@@ -80,29 +81,34 @@ def test_decisions_lineage_takedown_and_audit(retort: Retort, tmp_path: Path) ->
     assert retort("audit", "verify", "--anchor", wrong).code == 1
 
 
-def test_an_export_is_verified_without_a_service(alone: Retort, retort: Retort, tmp_path: Path) -> None:
+def test_an_export_is_verified_without_a_service(
+    alone: Retort, retort: Retort, service: Service, tmp_path: Path
+) -> None:
+    """The service's workers sign with the key in its data folder; whoever verifies has the public half alone."""
     job = done(retort, tmp_path)
-    to = tmp_path / "out"
+    to, public = tmp_path / "out", tmp_path / "signing.pub"
+    public.write_bytes(signing.public_key_of((service.folder / "signing.key").read_bytes()))
     assert retort("export", job["id"], "--to", to).code == 0
     whole = alone("verify", to)
     assert (whole.code, "no signature was checked" in whole.out) == (0, True)
+    signed = alone("verify", to, "--public-key", public, "--json")
+    assert (signed.code, signed.json["signature_checked"]) == (0, True)
+
     made = alone("keys", "sign-init", "--to", tmp_path / "keys" / "signing.key", "--json").json
     assert Path(made["private_key"]).stat().st_mode & 0o777 == 0o600
     assert alone("keys", "sign-init", "--to", tmp_path / "keys" / "signing.key").code == 4
-    unsigned = alone("verify", to, "--public-key", made["public_key"])
-    assert (unsigned.code, "manifest.dsse.json" in unsigned.err) == (1, True)
-    # Signed by hand, as a worker does that has the key.
-    from app.exporters import signing
+    stranger = alone("verify", to, "--public-key", made["public_key"])
+    assert (stranger.code, "not signed by this key" in stranger.err) == (1, True)
 
-    envelope = signing.sign((to / "manifest.json").read_bytes(), Path(made["private_key"]).read_bytes())
-    (to / "manifest.dsse.json").write_bytes(envelope)
-    assert alone("verify", to, "--public-key", made["public_key"]).code == 0
     data = to / "train-00000.jsonl"
     content = bytearray(data.read_bytes())
     content[10] ^= 1
     data.write_bytes(content)
-    for words in ((), ("--public-key", made["public_key"])):
+    for words in ((), ("--public-key", public)):
         damaged = alone("verify", to, *words)
         assert (damaged.code, "train-00000.jsonl is not what the manifest says" in damaged.err) == (1, True)
     data.unlink()
     assert "is missing" in alone("verify", to).err
+    (to / "manifest.dsse.json").unlink()
+    unsigned = alone("verify", to, "--public-key", public)
+    assert (unsigned.code, "manifest.dsse.json" in unsigned.err) == (1, True)
