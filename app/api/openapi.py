@@ -47,6 +47,42 @@ TAGS = [
 
 _PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _SECURED = {"401": "No valid key", "403": "The key may not do this"}
+_JUDGED = ("submit_job", "create_export")
+_REFUSAL = {
+    "type": "urn:retort:problem:policy-refusal",
+    "title": "Terms or licences forbid the intended use",
+    "status": 403,
+    "detail": "Training a competing model on the outputs of gpt (gpt-4o-mini by openai-api) is forbidden: OpenAI "
+    "Services Agreement, 3.3(e) (effective 2026-01-01): “Customer will not, and will not permit End Users to: […]” "
+    "Declare a use that does not compete …, use another teacher, or record a private agreement with OpenAI as an override.",
+    "decision_id": "dec_01",
+    "policy_version": "2026-11-25.1",
+    "findings": [
+        {
+            "severity": "block",
+            "code": "competing-forbidden",
+            "axis": "host",
+            "subject": "compete",
+            "source": "openai-services",
+            "message": "Training a competing model on the outputs of gpt (gpt-4o-mini by openai-api) is forbidden: …",
+            "proceed": "Declare a use that does not compete …",
+            "clause": "Customer will not, and will not permit End Users to: […]",
+            "document": "OpenAI Services Agreement",
+            "section": "3.3(e)",
+            "effective": "2026-01-01",
+            "teachers": ["gpt"],
+            "parts": ["gpt | CC-BY-4.0"],
+            "rows": 12,
+            "example_rows": ["prompt 0"],
+        }
+    ],
+    "offer": {
+        "keep": ["small | CC-BY-4.0"],
+        "leave_out": ["gpt | CC-BY-4.0"],
+        "rows_kept": 12,
+        "rows_left_out": 12,
+    },
+}
 _ALWAYS = {"422": "The request is not valid", "default": "Any other problem"}
 
 
@@ -88,6 +124,13 @@ def _document(app: FastAPI) -> dict[str, Any]:
         problems = {**(_SECURED if operation.get("security") else {}), **_ALWAYS}
         for status, text in problems.items():
             answers[status] = {"description": text, "content": _PROBLEM}
+        if operation["operationId"] in _JUDGED:
+            answers["403"] = {
+                "description": "Terms or licences forbid the use (`policy-refusal`), or the key may not do this",
+                "content": {
+                    MEDIA_TYPE: {**_PROBLEM[MEDIA_TYPE], "examples": {"a refusal": {"value": _REFUSAL}}}
+                },
+            }
     return made
 
 
