@@ -86,12 +86,17 @@ def manifest(
         "signed_by": signed_by,
         "code_version": code_version(),
         "pyarrow_version": pa.__version__,
-        "watermark": _moment(export.watermark),
+        "watermark": _moment(snapshot_at(export)),
         "created_at": _moment(export.created_at),
         "files": list(files),
         "jobs": list(summary.jobs),
     }
     return with_own_hash(told)
+
+
+def snapshot_at(export: Row[Any]) -> float:
+    """Rows recorded before it are in. An export that an earlier version was asked for has no watermark of its own."""
+    return float(export.created_at if export.watermark is None else export.watermark)
 
 
 def _moment(seconds: float) -> str:

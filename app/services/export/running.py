@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -253,7 +254,6 @@ class _Attempt:
         self._exporter.check([binding for job in self._jobs for binding in job.bindings()])
         self._open: dict[str, _Open] = {}
         self._portions = {split: Portions(self._size.rows) for split in SPLITS}
-        self._kept = sum(file.n_rows or 0 for file in self._finished)
         self._began = time.monotonic()
         self._n_seen = 0
 
@@ -269,7 +269,7 @@ class _Attempt:
             self._jobs,
             self._selection,
             self._layout.split,
-            self._export.watermark,
+            beside.snapshot_at(self._export),
             self._exporter.needs_tokens,
         )
         try:
@@ -390,19 +390,7 @@ class _Attempt:
         if self._signing_key is not None:
             others.append(self._put(signing.SIGNATURE, signing.sign(manifest, self._signing_key)))
         self._lease.check()
-        moved = [
-            FinishedFile(
-                file.name,
-                f"{self._folder}/{file.name}",
-                file.n_bytes,
-                file.sha256,
-                file.n_rows,
-                file.split,
-                file.place,
-                file.counts,
-            )
-            for file in data
-        ]
+        moved = [replace(file, path=f"{self._folder}/{file.name}") for file in data]
         with transaction(self._database) as connection:
             if not rows.complete(connection, self._claim, self._folder, told, [*moved, *others], decision_id):
                 raise _Gone

@@ -138,6 +138,10 @@ def test_a_default_licence_must_be_one(api: TestClient) -> None:
         api.patch("/v1/project", json={"default_license": "cc0-1.0"}).json()["default_license"] == "CC0-1.0"
     )
     assert api.patch("/v1/project", json={"default_license": None}).json()["default_license"] is None
+    changed = api.patch("/v1/project", json={"storage_profile": "compact"}).json()
+    assert (changed["storage_profile"], changed["default_license"]) == ("compact", None)
+    assert api.patch("/v1/project", json={"storage_profile": "tiny"}).status_code == 422
+    assert api.patch("/v1/project", json={"storage_profile": None}).json()["storage_profile"] is None
 
 
 def test_two_processes_that_start_at_once_make_one_project(

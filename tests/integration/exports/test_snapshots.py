@@ -10,11 +10,11 @@ from sqlalchemy import Connection, update
 
 from app.db import checkpoints, shards
 from app.db.checkpoints import ShardBatch, Tally
-from app.db.models import Lane
+from app.db.models import Lane, Project
 from app.db.session import connect, transaction
 from app.db.shards import Candidate
 from app.storage.places import Storage, open_storage
-from app.storage.segments import Profile
+from app.storage.segments import FP16, Profile
 from tests.fixtures.completed import WORKER, Rows, add_job, record, row_of
 from tests.fixtures.jobs import JobSetup, check_whole, make_job
 from tests.integration.engine.running import Teacher, finish, running
@@ -70,7 +70,12 @@ def test_the_engine_and_an_export_on_either_storage(
     url = str(tmp_path / "storage") if place == "folder" else request.getfixturevalue("bucket_url")
     database, storage = connect(sqlite_url), open_storage(url)
     job = make_job(database, JobSetup(prompts=30, n=2, top_logprobs=4))
-    with running(database, storage, Teacher(), profile=Profile("compact")):
+    by_default = Profile("compact")
+    if place == "bucket":  # as the project says, whatever the settings say
+        by_default = FP16
+        with transaction(database) as connection:
+            connection.execute(update(Project).values(storage_profile="compact"))
+    with running(database, storage, Teacher(), profile=by_default):
         finish(database, job)
     assert check_whole(database, storage, job) == {"completed": 60, "failed": 0, "segments": 4}
     with transaction(database) as connection:
