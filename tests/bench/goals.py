@@ -47,10 +47,13 @@ GOALS = (
         *("answers", "64 tokens, k = 20", "retort", "cpu_us_per_row", 1.7),
         against="aiohttp",
     ),
-    Goal(
-        "slot-seconds of a saturated engine that a job keeps busy, shard borders included, %",
-        *("slots", SLOTS, "retort", "busy_share_saturated", 98.0),
-        at_most=False,
+    *(
+        Goal(
+            f"slot-seconds of a saturated engine that a job keeps busy, shard borders included, %, {what}",
+            *("slots", SLOTS, contender, "busy_share_saturated", 98.0),
+            at_most=False,
+        )
+        for contender, what in (("retort", "driver openai"), ("retort-vllm", "driver vllm"))
     ),
     Goal(
         "tokens per CPU-second by the compact route, by those of chat JSON, k = 20",

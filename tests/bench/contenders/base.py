@@ -56,12 +56,18 @@ class Outcome:
 
 
 class Contender(Protocol):
-    """One way to have prompts answered. `durable`: what it answered is still there after a kill."""
+    """One way to have prompts answered. `durable`: what it answered is still there after a kill.
+
+    `reads_answers_only`: one that asks for nothing but answers, so that the null teacher will do.
+    """
 
     name: str
     title: str
     durable: bool
     most_rows: int | None  # it is not asked for more
+
+    @property
+    def reads_answers_only(self) -> bool: ...
 
     def prepare(self) -> None:
         """Install what it needs. Raises `Unavailable` with the reason in one line."""

@@ -73,12 +73,13 @@ class BenchService(Service):
             time.sleep(0.05)
         engine.dispose()
 
-    def register(self, base_url: str) -> None:
+    def register(self, base_url: str, driver: str = "openai") -> None:
+        options = {"provider": "vllm"} if driver == "openai" else {}
         self.call(
             "POST",
             "/v1/teachers",
-            json={"name": "bench", "driver": "openai", "model": MODEL, "base_url": base_url,
-                  "options": {"provider": "vllm"}, "license": "CC0-1.0"},
+            json={"name": "bench", "driver": driver, "model": MODEL, "base_url": base_url,
+                  "options": options, "license": "CC0-1.0"},
         )  # fmt: skip
 
     def load_prompts(self, prompts: list[str]) -> str:
@@ -167,16 +168,21 @@ class Retort:
     title: str
     database: str
     flush_sleep: float = 0.0
+    driver: str = "openai"
     durable: bool = True
     most_rows: int | None = None
     settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reads_answers_only(self) -> bool:
+        return self.driver == "openai"
 
     def prepare(self) -> None:
         """All that it needs is in the environment of the tests."""
 
     def answer(self, task: Task) -> Outcome:
         with self.running(task.folder, task.in_flight) as service:
-            service.register(task.base_url)
+            service.register(task.base_url, self.driver)
             prompt_set = service.load_prompts(task.prompts())
             database = connect(service.database_url)
             before = database_bytes(database)
@@ -215,3 +221,4 @@ class Retort:
 
 EMBEDDED = Retort("retort", "Retort embedded", "sqlite")
 SCALED = Retort("retort-scaled", "Retort scaled", "postgresql")
+COMPACT = Retort("retort-vllm", "Retort embedded, driver vllm", "sqlite", driver="vllm")

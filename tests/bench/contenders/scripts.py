@@ -28,6 +28,7 @@ class Script:
     environment: str | None = None
     durable: bool = False
     most_rows: int | None = None
+    reads_answers_only: bool = True
     _python: str = sys.executable
 
     def prepare(self) -> None:

@@ -13,6 +13,8 @@ TITLE = "Answers of an instant teacher"
 def run(stage: Stage, repeat: int) -> Iterator[Reading]:
     for shape in stage.sizes.rows:
         for contender in stage.contenders():
+            if not contender.reads_answers_only:
+                continue
             slow = contender.most_rows is not None or contender.name == "httpx"
             rows = (stage.sizes.slow_rows if slow else stage.sizes.rows)[shape]
             outcome, traffic = stage.answer(contender, shape, rows)
