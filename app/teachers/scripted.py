@@ -52,6 +52,9 @@ class Script(BaseModel):
     delay: float = Field(0.0, ge=0, description="Seconds before each answer.")
     delay_per_token: float = Field(0.0, ge=0)
     slots: int | None = Field(None, ge=1, description="Answers made at the same time; the rest waits.")
+    counted: str = Field(
+        "", description="Slot-seconds count for prompts that contain this; a probe's do not."
+    )
     native_n: bool = True
     compact: bool = Field(True, description="The compact route is there.")
     logprobs_mode: str = "raw_logprobs"
@@ -122,7 +125,7 @@ class ScriptedTeacher:
         self.running = self.waiting = 0
         self.first_call = self.last_call = 0.0
         self.answered_bytes = 0
-        self._starts = 0.0  # of the answers that are being made, summed
+        self._counted, self._starts = 0, 0.0  # answers that are being made, and when they began, summed
         self.last_arrival = self.busy_at_last_arrival = 0.0
         self._slots = asyncio.Semaphore(script.slots or 1_000_000)
 
@@ -244,9 +247,11 @@ class ScriptedTeacher:
     ) -> web.StreamResponse:
         script = self.script
         now = time.monotonic()
-        self.first_call = self.first_call or now
-        self.last_arrival = now
-        self.busy_at_last_arrival = self.busy_seconds + self.running * now - self._starts
+        counted = script.counted in key
+        if counted:
+            self.first_call = self.first_call or now
+            self.last_arrival = now
+            self.busy_at_last_arrival = self.busy_seconds + self._counted * now - self._starts
         self.calls += 1
         self.by_prompt[key] += 1
         if script.down:
@@ -270,14 +275,15 @@ class ScriptedTeacher:
                 return early
         length = length_of(key, script)
         count = min(length, int(body.get("max_tokens") or body.get("max_completion_tokens") or 1 << 30))
-        await self._generate(count * n)
+        await self._generate(count * n, counted)
         self.samples += n
         self.samples_by_prompt[key] += n
         prompt = self._conversations.render(body["messages"]) if route == "chat" else body.get("prompt")
         cut_short = count < length
         payload = _payload(body, key, prompt, k, n, count, route, script, fault, cut_short)
         kind = MEDIA_TYPE if route == "compact" else "application/json"
-        self.last_call = time.monotonic()
+        if counted:
+            self.last_call = time.monotonic()
         if fault is not None:
             late = await after(request, fault, payload, kind)
             if late is not None:
@@ -285,7 +291,7 @@ class ScriptedTeacher:
         self.answered_bytes += len(payload)
         return web.Response(body=payload, content_type=kind)
 
-    async def _generate(self, tokens: int) -> None:
+    async def _generate(self, tokens: int, counted: bool) -> None:
         seconds = self.script.delay + self.script.delay_per_token * tokens
         if self.script.slots is None and not seconds:
             return
@@ -295,14 +301,16 @@ class ScriptedTeacher:
                 self.waiting -= 1
                 self.running += 1
                 start = time.monotonic()
-                self._starts += start
+                self._counted += counted
+                self._starts += start * counted
                 try:
                     await asyncio.sleep(seconds)
                 finally:
                     self.running -= 1
                     self.waiting += 1
-                    self._starts -= start
-                    self.busy_seconds += time.monotonic() - start
+                    self._counted -= counted
+                    self._starts -= start * counted
+                    self.busy_seconds += (time.monotonic() - start) * counted
         finally:
             self.waiting -= 1
 

@@ -1,7 +1,8 @@
 """A teacher with so many slots and a time per token: the share of its slot-seconds that each contender keeps busy.
 
 The lengths of the answers differ. No contender can fill the slots while the last answers are made: therefore the share
-until the last call came stands beside the whole one, and what the whole one could be at best.
+until the last call came stands beside the whole one, and what the whole one could be at best. The span begins with the
+first prompt's call, after a driver's probes.
 """
 
 import heapq
@@ -25,6 +26,7 @@ def run(stage: Stage, repeat: int) -> Iterator[Reading]:
         "tokens": _LONGEST,
         "shortest": _SHORTEST,
         "slots": sizes.slots,
+        "counted": "Question",
         "delay_per_token": sizes.seconds_per_token,
     }
     case = (
