@@ -2,7 +2,6 @@
 
 import ssl
 
-import aiohttp
 import httpx
 
 from app.errors import (
@@ -16,20 +15,12 @@ from app.errors import (
 # The first row that fits decides, so subclasses stand before their bases.
 TABLE: tuple[tuple[type[Exception], type[TeacherError], str], ...] = (
     # Nobody is there, or nobody that we may trust.
-    (aiohttp.ClientConnectorError, TeacherUnavailable, "the teacher cannot be reached"),
-    (
-        aiohttp.ServerFingerprintMismatch,
-        TeacherUnavailable,
-        "the teacher's certificate is not the expected one",
-    ),
-    (aiohttp.ConnectionTimeoutError, TeacherUnavailable, "the teacher does not accept a connection"),
     (httpx.ConnectError, TeacherUnavailable, "the teacher cannot be reached"),
     (httpx.ConnectTimeout, TeacherUnavailable, "the teacher does not accept a connection"),
     (httpx.ProxyError, TeacherUnavailable, "the proxy does not work"),
     (ssl.SSLError, TeacherUnavailable, "no secure connection to the teacher"),
     (ConnectionRefusedError, TeacherUnavailable, "the teacher cannot be reached"),
     # We asked for something that is no request.
-    (aiohttp.InvalidURL, PermanentTeacherError, "the teacher's address is not a URL"),
     (httpx.InvalidURL, PermanentTeacherError, "the teacher's address is not a URL"),
     (httpx.UnsupportedProtocol, PermanentTeacherError, "the teacher's address is not http or https"),
     (
@@ -39,20 +30,15 @@ TABLE: tuple[tuple[type[Exception], type[TeacherError], str], ...] = (
     ),  # a label of its name is too long
     (httpx.LocalProtocolError, PermanentTeacherError, "the request cannot be sent"),
     (httpx.CookieConflict, PermanentTeacherError, "the request cannot be sent"),
-    (aiohttp.TooManyRedirects, PermanentTeacherError, "the teacher redirects, which is not followed"),
     (httpx.TooManyRedirects, PermanentTeacherError, "the teacher redirects, which is not followed"),
     # What came was no HTTP, or could not be unpacked.
-    (aiohttp.ClientResponseError, MalformedAnswer, "the teacher's answer is not HTTP"),
     (httpx.DecodingError, MalformedAnswer, "the teacher's answer cannot be unpacked"),
     (httpx.HTTPStatusError, MalformedAnswer, "the teacher's answer is not what was asked for"),
     # The connection went away while we talked.
-    (aiohttp.ClientPayloadError, TransientTeacherError, "the answer was cut off"),
     (httpx.StreamError, TransientTeacherError, "the answer was cut off"),
     (httpx.RemoteProtocolError, TransientTeacherError, "the answer was cut off"),
-    (aiohttp.ClientConnectionError, TransientTeacherError, "the connection was cut"),
     (httpx.TransportError, TransientTeacherError, "the connection was cut"),
-    # Whatever else these two libraries may throw.
-    (aiohttp.ClientError, TransientTeacherError, "the call failed"),
+    # Whatever else httpx may throw.
     (httpx.HTTPError, TransientTeacherError, "the call failed"),
     (OSError, TransientTeacherError, "the connection was cut"),
 )
