@@ -54,7 +54,8 @@ _REFUSAL = {
     "status": 403,
     "detail": "Training a competing model on the outputs of gpt (gpt-4o-mini by openai-api) is forbidden: OpenAI "
     "Services Agreement, 3.3(e) (effective 2026-01-01): “Customer will not, and will not permit End Users to: […]” "
-    "Declare a use that does not compete …, use another teacher, or record a private agreement with OpenAI as an override.",
+    "Declare a use that does not compete …, use another teacher, or record a private agreement with OpenAI as an "
+    "override.",
     "decision_id": "dec_01",
     "policy_version": "2026-11-25.1",
     "findings": [
