@@ -17,6 +17,7 @@ from app.services.completions import CompletionOut
 from app.services.decisions import DecisionSummary, DecisionView, ReplayView
 from app.services.evaluations import EvaluationRequest
 from app.services.export import ExportSpec, ExportView, FormatView
+from app.services.generations import NewUse, UseView
 from app.services.job_views import JobEstimate, JobView
 from app.services.lineage import ForwardLineage, RowLineage
 from app.services.overrides import NewLicenceOverride, NewTermsOverride, OverrideView
@@ -246,6 +247,12 @@ class RetortClient:
 
     def cancel_export(self, export: str) -> ExportView:
         return self._post(f"/v1/exports/{export}/cancel", ExportView, again=True)
+
+    def record_use(self, export: str, use: NewUse) -> UseView:
+        return self._post(f"/v1/exports/{_quoted(export)}/uses", UseView, use.model_dump(mode="json"))
+
+    def export_uses(self, export: str) -> Iterator[UseView]:
+        return self._pages(f"/v1/exports/{_quoted(export)}/uses", UseView)
 
     def download(self, export: str, name: str, target: Path, sha256: str) -> None:
         """Fetch a file, going on with a part that is there; it appears under its name when its SHA-256 is right.

@@ -16,7 +16,9 @@ from app.api.paging import Cursor, Limit, Page, page_of, text_place
 from app.db.audit import Event
 from app.errors import PolicyRefusal, StorageError
 from app.services import export as exports
+from app.services import generations
 from app.services.export import ExportForecast, ExportSpec, ExportView, FormatView
+from app.services.generations import NewUse, UseView
 from app.services.policy import keep_refusal
 from app.storage.places import Storage
 
@@ -188,6 +190,49 @@ def delete_export(session: Writing, who: Writer, given: ResourcesDep, export_id:
     after_commit(session, partial(_clear, given.storage, export_id))
     note(session, who, Event("export.delete", export_id))
     return exports.delete(session, who.project_id, export_id)
+
+
+@router.post(
+    "/exports/{export_id}/uses",
+    status_code=201,
+    response_model=UseView,
+    summary="Record what was trained on it",
+)
+def record_use(
+    once: WriterOnce,
+    export_id: ExportId,
+    body: Annotated[
+        NewUse,
+        Body(
+            openapi_examples={
+                "a student": {"value": {"student": "me/small-student", "revision": "main", "run": "run 7"}}
+            }
+        ),
+    ],
+) -> Response:
+    """A student, the revision of its weights, the run. A takedown then tells whom it concerns, and a student that
+    becomes a teacher (`trained_on`) says how deep its rows are.
+
+    ```sh
+    curl -s http://127.0.0.1:8321/v1/exports/$EXPORT/uses -H "Authorization: Bearer $RETORT_API_KEY" \\
+      -H 'Content-Type: application/json' -d '{"student": "me/small-student", "revision": "main"}'
+    ```
+    """
+    who = once.caller
+    return once.answer(
+        201,
+        lambda: generations.record_use(once.session, who.project_id, who.key_id, export_id, body),
+        audit=lambda made: Event("export.use", export_id, {"use": made.id, "student": made.student}),
+    )
+
+
+@router.get("/exports/{export_id}/uses", response_model=Page[UseView], summary="List what was trained on it")
+def list_uses(
+    session: Reading, who: Reader, export_id: ExportId, limit: Limit = 50, cursor: Cursor = None
+) -> Page[UseView]:
+    """Newest first."""
+    found = generations.uses(session, who.project_id, export_id, text_place("uses", cursor), limit + 1)
+    return page_of("uses", found, limit, lambda one: [one.id])
 
 
 def _clear(storage: Storage, export_id: str) -> None:

@@ -59,6 +59,40 @@ def delete(export: ExportId, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def use(
+    export: ExportId,
+    student: Annotated[
+        str, typer.Option(help="The student that was trained on it, for example its repository.")
+    ],
+    revision: Annotated[str | None, typer.Option(help="Of the student's weights.")] = None,
+    run: Annotated[str | None, typer.Option(help="The training run: an id or an address.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record a student that was trained on an export."""
+    from app.services.generations import NewUse
+
+    with client() as api:
+        made = api.record_use(export, NewUse(student=student, revision=revision, run=run))
+    show(
+        made, as_json, lambda: out.print(f"{made.id}: {made.student} was trained on {export}.", markup=False)
+    )
+
+
+@app.command()
+def uses(export: ExportId, as_json: AsJson = False) -> None:
+    """List the students that were trained on an export."""
+    with client() as api:
+        found = list(api.export_uses(export))
+    columns = {
+        "student": lambda one: one.student,
+        "revision": lambda one: one.revision or "–",
+        "run": lambda one: one.run or "–",
+        "recorded": lambda one: f"{one.created_at:%Y-%m-%d %H:%M:%S}",
+    }
+    show(found, as_json, lambda: table(found, columns, "Nobody told of a student yet."))
+
+
+@app.command()
 def formats(as_json: AsJson = False) -> None:
     """List the formats that `retort export --format` takes, with their options."""
     with client() as api:

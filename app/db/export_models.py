@@ -50,6 +50,22 @@ class Export(Base):
     ended_at: Mapped[float | None]
 
 
+class ExportUse(Base):
+    """A student that was trained on an export."""
+
+    __tablename__ = "export_use"
+    __table_args__ = (Index("ix_export_use_export_id_id", "export_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    export_id: Mapped[str] = mapped_column(ForeignKey("export.id"))
+    student: Mapped[str]
+    revision: Mapped[str | None]
+    run: Mapped[str | None]
+    note: Mapped[str | None] = mapped_column(Text)
+    created_by: Mapped[str]
+    created_at: Mapped[float]
+
+
 class ExportFile(Base):
     __tablename__ = "export_file"
 

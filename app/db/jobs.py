@@ -71,10 +71,11 @@ def add(
     stages: Sequence[NewStage],
     teachers: Sequence[Teacher],
     prices: Mapping[str, Price],
+    depths: Mapping[str, int],
 ) -> None:
     """The job, its stages, and a lane for each teacher with what that is at this moment.
 
-    `prices`: by the teacher's id, where they are known.
+    By the teacher's id: `prices`, where they are known, and `depths`, of generations.
     """
     values = {name: getattr(job, name) for name in NewJob.__dataclass_fields__}
     connection.execute(insert(Job).values(status=JobStatus.READY, created_at=db_now(), **values))
@@ -107,6 +108,7 @@ def add(
                 "teacher": position,
                 "teacher_id": teacher.id,
                 "teacher_name": teacher.name,
+                "generation_depth": depths[teacher.id],
                 "price": None if (price := prices.get(teacher.id)) is None else price.model_dump(mode="json"),
                 **{name: getattr(teacher, name) for name in copied},
             }

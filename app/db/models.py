@@ -100,6 +100,7 @@ class Teacher(Base):
     options: Mapped[dict[str, Any]]
     max_in_flight: Mapped[int | None] = mapped_column(Integer)
     price: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # rates told by its owner
+    trained_on: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # ids of exports
     capabilities: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     identity_sha256: Mapped[bytes | None]
     probed_at: Mapped[float | None]
@@ -246,6 +247,7 @@ class Lane(Base):
     capabilities: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     price: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # as known at submission
     removed_by: Mapped[str | None]  # the takedown of its teacher: nothing more is made here
+    generation_depth: Mapped[int] = mapped_column(SmallInteger, default=0, server_default="0")
     parked_reason: Mapped[str | None] = mapped_column(Text)
     parked_kind: Mapped[str | None]
     parked_until: Mapped[float | None]  # tried again then; None with a reason: waits for a person

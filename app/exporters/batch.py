@@ -15,7 +15,8 @@ Text
     reasoning_truncated                    the trace never closed
     finish_reason, reference, tools_json, response_schema_json, metadata_json
 Provenance
-    `PROVENANCE`; `lane` is the teacher's position in its job, times are UTC
+    `PROVENANCE`; `lane` is the teacher's position in its job, `generation_depth` how many generations of students
+    that became teachers lie behind it; times are UTC
 Tokens, null in a row whose teacher told none (their meaning: `app.domain.columns.TokenColumns`)
     prompt_ids       list<int32>     [P]
     token_ids        list<int32>     [T]     the completion, forced tokens and end token included
@@ -57,6 +58,7 @@ PROVENANCE: Final[dict[str, pa.DataType]] = {
     "teacher_access_route": pa.string(),
     "teacher_license": pa.string(),
     "teacher_terms": pa.string(),
+    "generation_depth": pa.int16(),
     "prompt_license": pa.string(),
     "prompt_license_assumed": pa.bool_(),
     "prompt_source": pa.string(),

@@ -72,6 +72,9 @@ class LaneView(BaseModel):
     revision: str | None
     access_route: str
     license: str | None
+    generation_depth: int = Field(
+        description="0: not known to have been trained on an export; else one more than the deepest of those rows."
+    )
     price: Price | None = Field(description="As it was known when the job was submitted; null: not known.")
     completed: int
     failed: int
@@ -303,6 +306,7 @@ def _lane(lane: Lane, count: rows.Counts) -> LaneView:
         revision=lane.revision,
         access_route=lane.access_route,
         license=lane.license,
+        generation_depth=lane.generation_depth,
         price=None if lane.price is None else Price.model_validate(lane.price),
         completed=count.completed,
         failed=count.failed,

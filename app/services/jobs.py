@@ -16,7 +16,7 @@ from app.errors import Conflict, InvalidInput, NotFound, Unsupported
 from app.policy.decisions import Decision
 from app.policy.rules import Moment, PolicyRules
 from app.recipes import JobSpec
-from app.services import policy
+from app.services import generations, policy
 from app.services.job_views import JobEstimate, JobView, ShardView, TeacherEstimate, shard_view, views
 from app.services.teachers import rates_of, spec_of
 from app.teachers.prices import price_of_teacher
@@ -60,7 +60,8 @@ def submit(
         )
         for stage in spec.stages()
     ]
-    rows.add(connection, new, stages, teachers, _prices(teachers))
+    depths = {teacher.id: generations.depth(connection, teacher) for teacher in teachers}
+    rows.add(connection, new, stages, teachers, _prices(teachers), depths)
     shards.cut(connection, new.id)
     return get(session, project_id, new.id)
 

@@ -19,6 +19,7 @@ from app.domain.licences import normalise_license
 from app.domain.prices import Price, Rate
 from app.errors import Conflict, InvalidLicense, NotFound, TeacherRefusedKey, TeacherUnavailable
 from app.policy.terms import TERMS
+from app.services import generations
 from app.services.ports import OpenTeacher
 from app.teachers.base import Capabilities, TeacherSpec
 from app.teachers.prices import price_of_teacher
@@ -53,6 +54,12 @@ class TeacherChanges(BaseModel):
         None,
         max_length=20,
         description="What it costs; of several rates the last one that fits counts. Null: as published, if it is.",
+    )
+
+    trained_on: tuple[str, ...] | None = Field(
+        None,
+        max_length=100,
+        description="Ids of exports that it was trained on: the generation depth of its rows follows from them.",
     )
 
     @field_validator("terms_id")
@@ -105,6 +112,7 @@ class TeacherView(BaseModel):
     options: dict[str, JsonValue]
     max_in_flight: int | None
     price: Price | None = Field(description="What a job that is submitted now is charged; null: not known.")
+    trained_on: list[str] = Field(description="Exports that it was trained on.")
     capabilities: dict[str, JsonValue] | None = Field(
         description="What the last probe found; null: never probed."
     )
@@ -127,7 +135,8 @@ def check(spec: TeacherSpec, open_teacher: OpenTeacher) -> None:
 
 
 def register(session: Session, project_id: str, new: NewTeacher) -> TeacherView:
-    """Raises `Conflict` for a name that is taken."""
+    """Raises `Conflict` for a name that is taken, `InvalidInput` for exports in `trained_on` that there are not."""
+    generations.check_trained_on(session.connection(), project_id, new.trained_on or ())
     values = new.model_dump(mode="json")
     row = rows.add(session, new_id("tch"), project_id, values)
     if row is None:
@@ -148,6 +157,7 @@ def page(session: Session, project_id: str, after: str | None, limit: int) -> li
 def change(session: Session, project_id: str, name_or_id: str, changes: TeacherChanges) -> TeacherView:
     """Running jobs take the new address and secret with their next shard; model and revision never change."""
     row = _found(session, project_id, name_or_id)
+    generations.check_trained_on(session.connection(), project_id, changes.trained_on or ())
     if changes.model_fields_set:
         rows.change(session, row.id, _values(changes))
         session.refresh(row)
@@ -243,6 +253,7 @@ def view(row: Teacher) -> TeacherView:
         options=row.options,
         max_in_flight=row.max_in_flight,
         price=price_of_teacher(spec_of(row), rates_of(row)),
+        trained_on=row.trained_on or [],
         capabilities=row.capabilities,
         identity=None if row.identity_sha256 is None else row.identity_sha256.hex(),
         probed_at=row.probed_at,

@@ -43,6 +43,7 @@ OTHER = {
     "export",
     "export_file",
     "export_member",
+    "export_use",
     "idempotent_request",  # for 24 hours; of prompts only beginnings of rows that did not parse
     "job",
     "lane",

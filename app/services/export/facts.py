@@ -35,6 +35,7 @@ class LaneFacts:
     access_route: str
     license: str | None
     terms_id: str | None
+    generation_depth: int
     base_url: str | None
     engine: str | None
     tokenizer_sha256: str | None
@@ -137,6 +138,7 @@ def _lane(lane: Row[Any]) -> LaneFacts:
         access_route=lane.access_route,
         license=lane.license,
         terms_id=lane.terms_id,
+        generation_depth=lane.generation_depth,
         base_url=lane.base_url,
         engine=found.get("engine"),
         tokenizer_sha256=found.get("tokenizer_sha256"),
@@ -178,6 +180,7 @@ def _told(
                 "access_route": lane.access_route,
                 "license": lane.license,
                 "terms": lane.terms_id,
+                "generation_depth": lane.generation_depth,
                 "identity_sha256": None if lane.identity_sha256 is None else lane.identity_sha256.hex(),
             }
             for lane in lanes
