@@ -43,7 +43,8 @@ def test_generations_are_counted_through_students_that_became_teachers(
         "id"
     ]
     made.teacher("first")
-    depths, exports = [], []
+    depths: list[int] = []
+    exports: list[dict[str, Any]] = []
     for name in ("first", "second", "third"):
         if name != "first":
             made.teacher(name, trained_on=[exports[-1]["id"]])
