@@ -32,12 +32,16 @@ _RAI: Final = (
 
 @dataclass(slots=True)
 class Report:
-    """What was found. `faults` are full sentences; none of them: the folder is whole."""
+    """What was found. `faults` are full sentences; none of them: the folder is whole.
+
+    `signature_checked`: a signature was held against a public key, with the result in `signed_by` or `faults`.
+    """
 
     folder: Path
     n_files: int = 0
     n_bytes: int = 0
     n_rows: int = 0
+    signature_checked: bool = False
     signed_by: str | None = None
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -191,8 +195,11 @@ def _signature(
         report.warnings.append("it is signed; give the public key to have that checked")
         return
     envelope = _read(path, report)
+    if envelope is None:
+        return
+    report.signature_checked = True
     try:
-        signed = signing.verify(envelope or b"", raw, public_key)
+        signed = signing.verify(envelope, raw, public_key)
     except RetortError as error:
         report.faults.append(error.detail)
         return

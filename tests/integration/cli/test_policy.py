@@ -91,8 +91,10 @@ def test_an_export_is_verified_without_a_service(
     assert retort("export", job["id"], "--to", to).code == 0
     whole = alone("verify", to)
     assert (whole.code, "no signature was checked" in whole.out) == (0, True)
+    assert alone("verify", to, "--json").json["signature_checked"] is False
     signed = alone("verify", to, "--public-key", public, "--json")
     assert (signed.code, signed.json["signature_checked"]) == (0, True)
+    assert signed.json["signed_by"] == signing.key_id(public.read_bytes())
 
     made = alone("keys", "sign-init", "--to", tmp_path / "keys" / "signing.key", "--json").json
     assert Path(made["private_key"]).stat().st_mode & 0o777 == 0o600
