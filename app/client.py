@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from app.recipes import JobSpec
 from app.services.appends import AppendView
 from app.services.audit import AuditEventView, AuditHeadView, AuditVerification
+from app.services.batches.views import ProviderBatchView
 from app.services.completions import CompletionOut
 from app.services.decisions import DecisionSummary, DecisionView, ReplayView
 from app.services.evaluations import EvaluationRequest
@@ -218,6 +219,9 @@ class RetortClient:
         return self._post(
             f"/v1/jobs/{_quoted(job)}/retry", RetryView, {"kinds": list[JsonValue](kinds)}, again=True
         )
+
+    def batches(self, job: str) -> Iterator[ProviderBatchView]:
+        return self._pages(f"/v1/jobs/{_quoted(job)}/batches", ProviderBatchView, {})
 
     def completions(self, job: str, **filters: str | int) -> Iterator[CompletionOut]:
         return self._pages(f"/v1/jobs/{_quoted(job)}/completions", CompletionOut, filters)

@@ -120,6 +120,9 @@ class EngineSettings(BaseModel):
         20, ge=1, description="Claims of one shard without progress before its rest fails."
     )
     grace_seconds: float = Field(20, ge=0, description="After SIGTERM: time to finish calls in flight.")
+    batch_look_seconds: float = Field(
+        60, gt=0, description="How often a provider is asked how far a batch is."
+    )
 
 
 class StorageSettings(BaseModel):

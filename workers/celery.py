@@ -39,6 +39,7 @@ def _set_up_logging(**_: Any) -> None:
     )
     logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each call
 
 
 @signals.worker_ready.connect

@@ -1,4 +1,4 @@
-"""What one worker process holds: database, storage, the engine's thread, the export thread, the dispatch thread."""
+"""What one worker process holds: database, storage, and a thread each for calls, batches, exports and dispatch."""
 
 import asyncio
 import logging
@@ -13,12 +13,13 @@ from celery import Celery
 
 from app.broker import wake_through
 from app.db.session import connect
+from app.services.batches import BatchConfig, BatchRunner
 from app.services.generate.config import EngineConfig, RetryPolicy
 from app.services.generate.engine import GenerationEngine
 from app.settings import Settings
 from app.storage.places import open_storage
 from app.storage.segments import Profile
-from app.teachers import TeacherAccess, build
+from app.teachers import TeacherAccess, build, build_batches
 from app.teachers.vllm_engine import load_in_this_process
 from workers.dispatch import Dispatcher
 from workers.exporting import ExportRunner
@@ -41,6 +42,12 @@ class WorkerProcess:
         self.engine = GenerationEngine(
             self._database, storage, lambda spec: build(spec, access), engine_config(settings, self.worker_id)
         )
+        self._batches = BatchRunner(
+            self._database,
+            storage,
+            lambda spec: build_batches(spec, access),
+            batch_config(settings, self.worker_id),
+        )
         self._exports = ExportRunner(self._database, storage, self.worker_id, settings)
         self._takedowns = TakedownRunner(self._database, storage, self.worker_id, settings)
         self._dispatcher = Dispatcher(self._database, storage, self.worker_id, settings, wake_through(celery))
@@ -48,6 +55,7 @@ class WorkerProcess:
             threading.Thread(target=self._guard, args=(name, work), name=name, daemon=True)
             for name, work in (
                 ("engine", lambda: asyncio.run(self.engine.run())),
+                ("batches", lambda: asyncio.run(self._batches.run())),
                 ("exports", self._exports.run),
                 ("takedowns", self._takedowns.run),
                 ("dispatch", self._dispatcher.run),
@@ -62,11 +70,13 @@ class WorkerProcess:
 
     def wake(self) -> None:
         self.engine.wake()
+        self._batches.wake()
         self._exports.wake()
         self._takedowns.wake()
 
     def stop(self) -> None:
         self.engine.stop()
+        self._batches.stop()
         self._exports.stop()
         self._takedowns.stop()
         self._dispatcher.stop()
@@ -88,6 +98,22 @@ class WorkerProcess:
                 exc_info=True,
             )
             os._exit(70)
+
+
+def batch_config(settings: Settings, worker_id: str) -> BatchConfig:
+    given = settings.engine
+    return BatchConfig(
+        worker_id=worker_id,
+        teachers=settings.worker_teachers,
+        lease_seconds=given.lease_seconds,
+        poll_seconds=given.poll_seconds,
+        look_seconds=given.batch_look_seconds,
+        park_seconds=given.park_seconds,
+        rounds=given.attempts,
+        flush_rows=given.flush_rows,
+        compression_level=settings.storage.compression_level,
+        profile=Profile(settings.storage.profile, settings.storage.compact_error),
+    )
 
 
 def engine_config(settings: Settings, worker_id: str) -> EngineConfig:

@@ -13,6 +13,8 @@ from app.db.audit import Event
 from app.domain.lifecycle import JobStatus, ShardStatus
 from app.recipes import JobSpec
 from app.services import jobs, retrying
+from app.services.batches import views as batch_views
+from app.services.batches.views import ProviderBatchView
 from app.services.job_views import JobEstimate, JobView, ShardView
 from app.services.retrying import RetryView
 
@@ -169,6 +171,23 @@ def retry_job(
     made = retrying.retry(given.engine, who.project_id, who.key_id, job_id, body.kinds)
     given.wake(None)
     return made
+
+
+@router.get(
+    "/{job_id}/batches", response_model=Page[ProviderBatchView], summary="Read a job's provider batches"
+)
+def read_batches(
+    session: Reading, who: Reader, job_id: JobId, limit: Limit = 50, cursor: Cursor = None
+) -> Page[ProviderBatchView]:
+    """Of a job with `execution: batch`: what lies at the providers, how far it is, and why where it waits.
+
+    ```sh
+    curl -s "http://127.0.0.1:8321/v1/jobs/$JOB/batches" -H "Authorization: Bearer $RETORT_API_KEY"
+    ```
+    """
+    after = text_place("batches", cursor)
+    found = batch_views.page(session, who.project_id, job_id, after, limit + 1)
+    return page_of("batches", found, limit, lambda batch: [batch.id])
 
 
 @router.get("/{job_id}/shards", response_model=Page[ShardView], summary="Read a job's shards")

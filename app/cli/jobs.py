@@ -104,6 +104,25 @@ def failures(job: JobId, most: Most = 50, as_json: AsJson = False) -> None:
     show(found, as_json, lambda: table(found, columns, "Nothing failed."))
 
 
+@app.command()
+def batches(job: JobId, as_json: AsJson = False) -> None:
+    """Read what a job with `--batch` has at its providers, and how far it is."""
+    with client() as api:
+        found = list(api.batches(job))
+    columns = {
+        "id": lambda one: one.id,
+        "status": lambda one: one.status,
+        "requests": lambda one: f"{one.n_completed + one.n_failed:,}/{one.n_requests:,}",
+        "failed": lambda one: f"{one.n_failed:,}",
+        "at the provider": lambda one: one.provider_id,
+        "submitted": lambda one: (
+            None if one.submitted_at is None else f"{one.submitted_at:%Y-%m-%d %H:%M:%S}"
+        ),
+        "waits for": lambda one: one.error,
+    }
+    show(found, as_json, lambda: table(found, columns, "No batches yet."))
+
+
 def _now(job: "JobView", as_json: bool) -> None:
     show(job, as_json, lambda: out.print(f"{job.id} is {job.status}."))
 

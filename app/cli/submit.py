@@ -89,6 +89,14 @@ def submit(
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Take equal samples from earlier jobs.", rich_help_panel=_CARE)
     ] = False,
+    batch: Annotated[
+        bool,
+        typer.Option(
+            "--batch",
+            help="Through the provider's batch API: within a day, for about half the price.",
+            rich_help_panel=_CARE,
+        ),
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Take nothing if any row does not parse.", rich_help_panel=_CARE)
     ] = False,
@@ -130,6 +138,7 @@ def submit(
         "priority": priority,
         "max_in_flight": max_in_flight,
         "reuse": reuse,
+        "execution": "batch" if batch else "calls",
         "intended_use": intended_use(commercial, competing, redistribution),
     }
     if elicit or max_reasoning_tokens is not None:

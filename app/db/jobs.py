@@ -31,6 +31,7 @@ class NewJob:
     code_version: str
     policy_decision_id: str
     created_by: str
+    execution: str  # of each lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def add(
 
     By the teacher's id: `prices`, where they are known, and `depths`, of generations.
     """
-    values = {name: getattr(job, name) for name in NewJob.__dataclass_fields__}
+    values = {name: getattr(job, name) for name in NewJob.__dataclass_fields__ if name != "execution"}
     connection.execute(insert(Job).values(status=JobStatus.READY, created_at=db_now(), **values))
     connection.execute(
         insert(Stage),
@@ -109,6 +110,7 @@ def add(
                 "teacher_id": teacher.id,
                 "teacher_name": teacher.name,
                 "generation_depth": depths[teacher.id],
+                "execution": job.execution,
                 "price": None if (price := prices.get(teacher.id)) is None else price.model_dump(mode="json"),
                 **{name: getattr(teacher, name) for name in copied},
             }

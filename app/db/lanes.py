@@ -6,7 +6,7 @@ from sqlalchemy import Connection, exists, func, select, update
 
 from app.db.models import Job, Lane, Project, Shard, Stage, Teacher
 from app.db.session import db_now
-from app.domain.lifecycle import JobStatus, ShardStatus
+from app.domain.lifecycle import Execution, JobStatus, ShardStatus
 from app.domain.prices import Price
 from app.domain.sampling import Elicitation, SamplingParameters
 from app.domain.teacher import TeacherSpec
@@ -40,6 +40,7 @@ class LaneSpec:
     teacher_cap: int | None
     reuse: bool
     storage_profile: str | None  # of the project; None: the settings decide
+    execution: Execution = Execution.CALLS
 
 
 def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
@@ -95,6 +96,7 @@ def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
         teacher_cap=now.max_in_flight,
         reuse=row.reuse,
         storage_profile=row.storage_profile,
+        execution=Execution(row.execution),
     )
 
 
@@ -109,12 +111,18 @@ def pin_identity(
     )
 
 
-def park(connection: Connection, job_id: str, teacher: int, kind: str, reason: str, seconds: float) -> None:
-    """Let a lane wait. Where no other lane of the job has work left, the job is parked, and says why."""
+def park(
+    connection: Connection, job_id: str, teacher: int, kind: str, reason: str, seconds: float | None
+) -> None:
+    """Let a lane wait, for a person where `seconds` is None.
+
+    Where no other lane of the job has work left, the job is parked, and says why.
+    """
+    until = None if seconds is None else db_now() + seconds
     connection.execute(
         update(Lane)
         .where(Lane.job_id == job_id, Lane.teacher == teacher)
-        .values(parked_kind=kind, parked_reason=reason, parked_until=db_now() + seconds)
+        .values(parked_kind=kind, parked_reason=reason, parked_until=until)
     )
     unfinished = exists().where(
         Shard.job_id == Lane.job_id, Shard.teacher == Lane.teacher, Shard.status != ShardStatus.FINISHED
@@ -130,6 +138,20 @@ def park(connection: Connection, job_id: str, teacher: int, kind: str, reason: s
             .where(Job.id == job_id, Job.status.in_((JobStatus.READY, JobStatus.RUNNING)))
             .values(status=JobStatus.PARKED, status_reason=reason)
         )
+
+
+def unpark(connection: Connection, job_id: str, teacher: int) -> None:
+    """The teacher works again; the lock of the lane comes before that of its job, as everywhere."""
+    connection.execute(
+        update(Lane)
+        .where(Lane.job_id == job_id, Lane.teacher == teacher, Lane.parked_reason.is_not(None))
+        .values(parked_kind=None, parked_reason=None, parked_until=None)
+    )
+    connection.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.status == JobStatus.PARKED)
+        .values(status=JobStatus.RUNNING, status_reason=None)
+    )
 
 
 def statuses(connection: Connection, job_ids: list[str]) -> dict[str, str]:

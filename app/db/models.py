@@ -246,6 +246,7 @@ class Lane(Base):
     identity_sha256: Mapped[bytes | None]
     capabilities: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     price: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # as known at submission
+    execution: Mapped[str] = mapped_column(default="calls", server_default="calls")  # calls | batch
     removed_by: Mapped[str | None]  # the takedown of its teacher: nothing more is made here
     generation_depth: Mapped[int] = mapped_column(SmallInteger, default=0, server_default="0")
     parked_reason: Mapped[str | None] = mapped_column(Text)
@@ -275,6 +276,12 @@ class Shard(Base):
             postgresql_where=text("status = 'leased'"),
             sqlite_where=text("status = 'leased'"),
         ),
+        Index(
+            "ix_shard_provider_batch_id",
+            "provider_batch_id",
+            postgresql_where=text("provider_batch_id IS NOT NULL"),
+            sqlite_where=text("provider_batch_id IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(Serial, primary_key=True)
@@ -294,6 +301,10 @@ class Shard(Base):
     lease_until: Mapped[float | None]
     claims_without_progress: Mapped[int] = mapped_column(Integer, default=0)
     segment_id: Mapped[int | None]  # no foreign key: the two tables would point at each other
+    provider_batch_id: Mapped[str | None]  # the open batch that its missing samples are in
+    batch_rounds: Mapped[int] = mapped_column(
+        SmallInteger, default=0, server_default="0"
+    )  # since it was finished
 
 
 class ShardAttempt(Base):

@@ -58,7 +58,11 @@ def retry_portion(
         count = connection.execute(failed).rowcount
         if not count:
             continue
-        values: dict[str, object] = {"n_failed": Shard.n_failed - count, "claims_without_progress": 0}
+        values: dict[str, object] = {
+            "n_failed": Shard.n_failed - count,
+            "claims_without_progress": 0,
+            "batch_rounds": 0,
+        }
         if shard.status == ShardStatus.FINISHED:
             values["status"] = ShardStatus.READY
             reopened += 1

@@ -20,7 +20,7 @@ from sqlalchemy import (
 from app.db import audit
 from app.db.models import Job, Lane, PromptRow, PromptSet, Shard, ShardAttempt, Stage
 from app.db.session import db_now
-from app.domain.lifecycle import ENDED, JobStatus, ShardStatus
+from app.domain.lifecycle import ENDED, Execution, JobStatus, ShardStatus
 
 # Literals, not parameters: the planner must see that a partial index fits.
 _READY = Shard.status == literal_column(f"'{ShardStatus.READY}'")
@@ -196,6 +196,7 @@ def candidates(connection: Connection, teacher_names: tuple[str, ...]) -> list[C
         .outerjoin(leased, leased.c.job_id == Job.id)
         .where(
             Job.status.in_(_WORKABLE),
+            Lane.execution == Execution.CALLS,  # the others' are in batches: app/db/provider_batches.py
             or_(Lane.parked_reason.is_(None), Lane.parked_until <= db_now()),
             or_(ready, expired),
         )

@@ -3,6 +3,7 @@
 from sqlalchemy import Connection, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from app.db.batch_models import ProviderBatch
 from app.db.export_models import Export
 from app.db.models import Leader, Shard, SlotGrant, Worker
 from app.db.session import db_now
@@ -56,6 +57,7 @@ def bury(connection: Connection, host: str, pid: int) -> int:
     for worker_id in dead:
         for held in (
             update(Shard).where(Shard.status == ShardStatus.LEASED, Shard.owner == worker_id),
+            update(ProviderBatch).where(ProviderBatch.owner == worker_id),
             update(Export).where(Export.status == ExportStatus.RUNNING, Export.owner == worker_id),
             update(Leader).where(Leader.owner == worker_id),
         ):

@@ -52,6 +52,29 @@ class ShardStatus(StrEnum):
     FINISHED = "finished"
 
 
+class Execution(StrEnum):
+    """How the samples of a lane are asked for."""
+
+    CALLS = "calls"  # one call each, answered while it is waited for
+    BATCH = "batch"  # through the provider's batch API: hours later, for about half the price
+
+
+class ProviderBatchStatus(StrEnum):
+    PLANNED = "planned"  # its shards are chosen, the provider knows nothing yet
+    SUBMITTING = "submitting"  # being handed over: whether the provider has it is not known
+    IN_PROGRESS = "in_progress"
+    CANCELLING = "cancelling"
+    ENDED = "ended"  # the provider has results, they are not all recorded
+    COLLECTED = "collected"
+    FAILED = "failed"  # without results; its samples go into another batch
+    CANCELLED = "cancelled"  # before the provider had it
+
+
+BATCH_OVER = frozenset(
+    {ProviderBatchStatus.COLLECTED, ProviderBatchStatus.FAILED, ProviderBatchStatus.CANCELLED}
+)
+
+
 class CompletionStatus(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.domain.lifecycle import Execution
 from app.domain.sampling import Elicitation, IntendedUse, SamplingParameters
 from app.recipes.stages import MAX_SAMPLES, MAX_TOP_LOGPROBS, GenerateStage
 
@@ -55,6 +56,10 @@ class JobSpec(BaseModel):
         IntendedUse(), description="What the data is for; the policy engine judges it."
     )
     budget: Budget | None = None
+    execution: Execution = Field(
+        Execution.CALLS,
+        description="`batch`: through the provider's batch API, within a day and for about half the price.",
+    )
 
     @model_validator(mode="after")
     def _each_teacher_once(self) -> "JobSpec":

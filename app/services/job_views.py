@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.db import jobs as rows
 from app.db.models import Job, Lane, Shard, ShardAttempt, Stage
 from app.domain.clock import PACE_SECONDS
-from app.domain.lifecycle import ENDED, JobStatus, ShardStatus
+from app.domain.lifecycle import ENDED, Execution, JobStatus, ShardStatus
 from app.domain.pace import WINDOW_STEPS, pace
 from app.domain.prices import NANO, Price
 from app.domain.sampling import Elicitation, IntendedUse, SamplingParameters
@@ -76,6 +76,7 @@ class LaneView(BaseModel):
         description="0: not known to have been trained on an export; else one more than the deepest of those rows."
     )
     price: Price | None = Field(description="As it was known when the job was submitted; null: not known.")
+    execution: Execution = Field(description="`calls`, or `batch`: by the provider's batch API.")
     completed: int
     failed: int
     parked: ParkedView | None
@@ -308,6 +309,7 @@ def _lane(lane: Lane, count: rows.Counts) -> LaneView:
         license=lane.license,
         generation_depth=lane.generation_depth,
         price=None if lane.price is None else Price.model_validate(lane.price),
+        execution=Execution(lane.execution),
         completed=count.completed,
         failed=count.failed,
         parked=parked,

@@ -8,7 +8,7 @@ from app.db import prompt_sets, shards
 from app.db import teachers as teacher_rows
 from app.db.models import Job, PromptSet, Teacher
 from app.domain.fingerprints import new_id
-from app.domain.lifecycle import JobStatus, ShardStatus, check_move
+from app.domain.lifecycle import Execution, JobStatus, ShardStatus, check_move
 from app.domain.prices import Price
 from app.domain.sampling import SamplingParameters
 from app.domain.version import code_version
@@ -19,6 +19,7 @@ from app.recipes import JobSpec
 from app.services import generations, policy
 from app.services.job_views import JobEstimate, JobView, ShardView, TeacherEstimate, shard_view, views
 from app.services.teachers import rates_of, spec_of
+from app.teachers import batch_drivers
 from app.teachers.prices import price_of_teacher
 
 
@@ -48,6 +49,7 @@ def submit(
         code_version=code_version(),
         policy_decision_id=policy.admit(connection, project_id, key_id, decision, job_id),
         created_by=key_id,
+        execution=spec.execution,
     )
     stages = [
         rows.NewStage(
@@ -188,6 +190,8 @@ def _checked(session: Session, project_id: str, spec: JobSpec) -> tuple[PromptSe
     for teacher in teachers:
         _check_logprobs(teacher, spec.top_logprobs)
         _check_sampling(teacher, spec.sampling)
+        if spec.execution == Execution.BATCH:
+            _check_batch(teacher)
     if prompts.names_teachers:
         stranger = prompt_sets.unknown_teacher(session, prompts.id, spec.teachers)
         if stranger is not None:
@@ -227,6 +231,21 @@ def _check_sampling(teacher: Teacher, sampling: SamplingParameters) -> None:
         raise Unsupported(
             f"teacher {teacher.name!r} takes no {', no '.join(refused)} (found by its last probe): leave it out, or "
             "ask another teacher"
+        )
+
+
+def _check_batch(teacher: Teacher) -> None:
+    """A teacher that was never probed is believed."""
+    found = teacher.capabilities
+    if teacher.driver not in batch_drivers():
+        raise Unsupported(
+            f"teacher {teacher.name!r} (driver {teacher.driver}) has no batch API; these drivers know one: "
+            f"{', '.join(batch_drivers())}"
+        )
+    if found is not None and found.get("reachable") and not found.get("batch_api"):
+        raise Unsupported(
+            f"teacher {teacher.name!r} has no batch API that could be reached (found by its last probe): ask for "
+            "`execution: calls`, or probe it again"
         )
 
 

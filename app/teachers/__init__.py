@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from app.errors import InvalidInput
+from app.errors import InvalidInput, Unsupported
 from app.teachers.addresses import TeacherAccess as TeacherAccess
 from app.teachers.base import Teacher, TeacherSpec
+from app.teachers.batches import BATCH_OPTION, BatchTeacher
 
 
 def _embedded(spec: TeacherSpec, access: TeacherAccess) -> Teacher:
@@ -53,6 +54,34 @@ _DRIVERS: dict[str, Callable[[TeacherSpec, TeacherAccess], Teacher]] = {
 }
 
 
+def _openai_batches(spec: TeacherSpec, access: TeacherAccess, most: int | None) -> BatchTeacher:
+    from app.teachers.openai import OpenAITeacher
+    from app.teachers.openai_batches import OpenAIBatches
+
+    return OpenAIBatches(OpenAITeacher(spec, access), most)
+
+
+def _anthropic_batches(spec: TeacherSpec, access: TeacherAccess, most: int | None) -> BatchTeacher:
+    from app.teachers.anthropic import AnthropicTeacher
+    from app.teachers.anthropic_batches import AnthropicBatches
+
+    return AnthropicBatches(AnthropicTeacher(spec, access), most)
+
+
+def _gemini_batches(spec: TeacherSpec, access: TeacherAccess, most: int | None) -> BatchTeacher:
+    from app.teachers.gemini import GeminiTeacher
+    from app.teachers.gemini_batches import GeminiBatches
+
+    return GeminiBatches(GeminiTeacher(spec, access), most)
+
+
+_BATCH_APIS: dict[str, Callable[[TeacherSpec, TeacherAccess, int | None], BatchTeacher]] = {
+    "openai": _openai_batches,
+    "anthropic": _anthropic_batches,
+    "gemini": _gemini_batches,
+}
+
+
 def known_drivers() -> tuple[str, ...]:
     return tuple(_DRIVERS)
 
@@ -67,3 +96,24 @@ def build(spec: TeacherSpec, access: TeacherAccess) -> Teacher:
     if driver is None:
         raise InvalidInput(f"there is no driver {spec.driver!r}; known: {', '.join(known_drivers())}")
     return driver(spec, access)
+
+
+def batch_drivers() -> tuple[str, ...]:
+    """Those whose providers have batch APIs."""
+    return tuple(_BATCH_APIS)
+
+
+def build_batches(spec: TeacherSpec, access: TeacherAccess) -> BatchTeacher:
+    """The batch API of this teacher's provider. Talks to nobody.
+
+    Raises what `build` raises, and `Unsupported` where there is none.
+    """
+    made = _BATCH_APIS.get(spec.driver)
+    if made is None:
+        raise Unsupported(
+            f"the driver {spec.driver!r} has no batch API; these have: {', '.join(batch_drivers())}"
+        )
+    most = spec.options.get(BATCH_OPTION)
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise InvalidInput(f"`{BATCH_OPTION}` is a number of requests, 1 or more")
+    return made(spec, access, most)

@@ -21,6 +21,7 @@ from app.errors import (
 from app.teachers.addresses import TeacherAccess, check_address
 from app.teachers.anthropic_messages import NO_LOGPROBS, REFUSES, SAMPLING, generation, message_body
 from app.teachers.base import Capabilities, GenerateRequest, Generation
+from app.teachers.batches import BATCH_OPTION
 from app.teachers.probe import QUESTION
 from app.teachers.replies import json_of
 from app.teachers.secrets import resolve
@@ -35,10 +36,10 @@ class AnthropicTeacher:
     """See `app.teachers.base.Teacher`. Option `thinking`: the request's `thinking`, as the API takes it."""
 
     def __init__(self, spec: TeacherSpec, access: TeacherAccess) -> None:
-        unknown = sorted(set(spec.options) - {"thinking"})
+        unknown = sorted(set(spec.options) - {"thinking", BATCH_OPTION})
         if unknown:
             raise InvalidInput(
-                f"the driver `anthropic` takes the option `thinking`, not {', '.join(unknown)}"
+                f"the driver `anthropic` takes the options `thinking` and `{BATCH_OPTION}`, not {', '.join(unknown)}"
             )
         thinking = spec.options.get("thinking")
         if thinking is not None and not isinstance(thinking, dict):
@@ -51,7 +52,7 @@ class AnthropicTeacher:
         headers = {"anthropic-version": VERSION}
         if secret is not None:
             headers["x-api-key"] = secret.get_secret_value()
-        self._http = ApiTransport(base_url, access, headers)
+        self.http = ApiTransport(base_url, access, headers)
         self._refused: frozenset[str] = frozenset()
 
     async def capabilities(self) -> Capabilities:
@@ -83,7 +84,7 @@ class AnthropicTeacher:
 
     async def _one(self, request: GenerateRequest, index: int) -> Generation:
         body, unsent = self.body(request)
-        reply = await self._http.post("/messages", body, request.deadline_s)
+        reply = await self.http.post("/messages", body, request.deadline_s)
         return generation(json_of(reply), request, index, sha256(body), sha256(reply.body), unsent)
 
     def body(self, request: GenerateRequest) -> tuple[bytes, tuple[str, ...]]:
@@ -95,14 +96,14 @@ class AnthropicTeacher:
         raise Unsupported(NO_LOGPROBS)
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self.http.aclose()
 
     # -- the probe -------------------------------------------------------------------------------------------------
 
     async def _described(self) -> dict[str, Any]:
         """What the API tells of the model; relays of the API may tell nothing."""
         try:
-            found = json_of(await self._http.get(f"/models/{quote(self._model, safe='')}", _SECONDS))
+            found = json_of(await self.http.get(f"/models/{quote(self._model, safe='')}", _SECONDS))
         except (PermanentTeacherError, MalformedAnswer):
             return {}
         return found if isinstance(found, dict) else {}
@@ -126,14 +127,14 @@ class AnthropicTeacher:
             sampling=SamplingParameters(temperature=None, max_tokens=1024 if self._thinking else 16),
         )
         body, _ = message_body(self._model, request, self._thinking)
-        answer = json_of(await self._http.post("/messages", orjson.dumps(body | sampling), _SECONDS))
+        answer = json_of(await self.http.post("/messages", orjson.dumps(body | sampling), _SECONDS))
         if not isinstance(answer, dict) or not isinstance(answer.get("content"), list):
             raise MalformedAnswer("the answer has no `content` blocks")
         return answer
 
     async def _batch_api(self) -> bool:
         try:
-            json_of(await self._http.get("/messages/batches?limit=1", _SECONDS))
+            json_of(await self.http.get("/messages/batches?limit=1", _SECONDS))
         except (PermanentTeacherError, MalformedAnswer):
             return False
         return True

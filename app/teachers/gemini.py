@@ -20,6 +20,7 @@ from app.errors import (
 )
 from app.teachers.addresses import TeacherAccess, check_address
 from app.teachers.base import Capabilities, GenerateRequest, Generation
+from app.teachers.batches import BATCH_OPTION
 from app.teachers.gemini_content import MAX_TOP_LOGPROBS, REFUSES, content_body, generation
 from app.teachers.probe import QUESTION
 from app.teachers.replies import json_of
@@ -28,7 +29,8 @@ from app.teachers.transport import ApiTransport
 
 BASE_URL = "https://generativelanguage.googleapis.com/v1beta"
 _SECONDS = 60.0
-_OPTIONS = {"thinking": dict, "safety_settings": list}
+_KINDS = {dict: "an object", list: "a list", int: "a number"}
+_OPTIONS = {"thinking": dict, "safety_settings": list, BATCH_OPTION: int}
 
 
 class GeminiTeacher:
@@ -46,7 +48,7 @@ class GeminiTeacher:
             )
         for name, kind in _OPTIONS.items():
             if not isinstance(spec.options.get(name, kind()), kind):
-                raise InvalidInput(f"the option `{name}` is {'an object' if kind is dict else 'a list'}")
+                raise InvalidInput(f"the option `{name}` is {_KINDS[kind]}")
         self._model = spec.model.removeprefix("models/")
         given: Any = spec.options.get("thinking")
         safety: Any = spec.options.get("safety_settings")
@@ -56,7 +58,7 @@ class GeminiTeacher:
         check_address(base_url, access)
         secret = resolve(spec.secret_ref)
         headers = {} if secret is None else {"x-goog-api-key": secret.get_secret_value()}
-        self._http = ApiTransport(base_url, access, headers)
+        self.http = ApiTransport(base_url, access, headers)
 
     async def capabilities(self) -> Capabilities:
         try:
@@ -87,7 +89,7 @@ class GeminiTeacher:
 
     async def _one(self, request: GenerateRequest, index: int) -> Generation:
         body, unsent = self.body(request, index)
-        reply = await self._http.post(self._path("generateContent"), body, request.deadline_s)
+        reply = await self.http.post(self.path("generateContent"), body, request.deadline_s)
         return generation(json_of(reply), request, index, sha256(body), sha256(reply.body), unsent)
 
     def body(self, request: GenerateRequest, index: int) -> tuple[bytes, tuple[str, ...]]:
@@ -99,15 +101,15 @@ class GeminiTeacher:
         raise Unsupported("Gemini's API cannot score given tokens")
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self.http.aclose()
 
-    def _path(self, verb: str) -> str:
+    def path(self, verb: str) -> str:
         return f"/models/{quote(self._model, safe='')}:{verb}"
 
     # -- the probe -------------------------------------------------------------------------------------------------
 
     async def _described(self) -> dict[str, Any]:
-        found = json_of(await self._http.get(f"/models/{quote(self._model, safe='')}", _SECONDS))
+        found = json_of(await self.http.get(f"/models/{quote(self._model, safe='')}", _SECONDS))
         return found if isinstance(found, dict) else {}
 
     async def _thoughts(self) -> dict[str, Any]:
@@ -140,7 +142,7 @@ class GeminiTeacher:
 
     async def _ask(self, k: int) -> dict[str, Any]:
         body, _ = content_body(_question(k), 0, self._thinking, self._safety)
-        answer = json_of(await self._http.post(self._path("generateContent"), orjson.dumps(body), _SECONDS))
+        answer = json_of(await self.http.post(self.path("generateContent"), orjson.dumps(body), _SECONDS))
         if not isinstance(answer, dict):
             raise MalformedAnswer("the answer is no object")
         return answer

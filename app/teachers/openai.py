@@ -9,6 +9,7 @@ from app.domain.teacher import TeacherSpec
 from app.errors import InvalidInput, MalformedAnswer, Unsupported
 from app.teachers.addresses import TeacherAccess, check_address
 from app.teachers.base import Capabilities, GenerateRequest, Generation, Turn
+from app.teachers.batches import BATCH_OPTION
 from app.teachers.chat_answers import generations, usage_of
 from app.teachers.chat_requests import chat_body, encoded
 from app.teachers.elicit import Piece, elicit, instructed
@@ -27,35 +28,44 @@ class OpenAITeacher:
 
     def __init__(self, spec: TeacherSpec, access: TeacherAccess) -> None:
         """Raises `InvalidInput` for an unknown provider, `Unsupported` for an address that may not be called."""
-        unknown = sorted(set(spec.options) - {"provider"})
+        unknown = sorted(set(spec.options) - {"provider", BATCH_OPTION})
         if unknown:
-            raise InvalidInput(f"the driver `openai` takes the option `provider`, not {', '.join(unknown)}")
+            raise InvalidInput(
+                f"the driver `openai` takes the options `provider` and `{BATCH_OPTION}`, not {', '.join(unknown)}"
+            )
         name = str(spec.options.get("provider", "generic"))
         if name not in PROVIDERS:
             raise InvalidInput(f"there is no provider {name!r}; there are: {', '.join(sorted(PROVIDERS))}")
         self._model = spec.model
-        self._provider = PROVIDERS[name]
-        base_url = spec.base_url or self._provider.base_url
+        self.provider = PROVIDERS[name]
+        base_url = self._base_url = spec.base_url or self.provider.base_url
         check_address(base_url, access)
         secret = resolve(spec.secret_ref)
-        headers = {} if secret is None else {"Authorization": f"Bearer {secret.get_secret_value()}"}
-        client = ApiTransport if self._provider.hosted else LocalTransport
+        headers = self._headers = (
+            {} if secret is None else {"Authorization": f"Bearer {secret.get_secret_value()}"}
+        )
+        client = ApiTransport if self.provider.hosted else LocalTransport
         self._http: Transport = client(base_url or "", access, headers)
         self._root: Transport = client((base_url or "").rstrip("/").removesuffix("/v1"), access, headers)
+        self._access = access
         self._found: Finding | None = None
 
+    def api(self) -> ApiTransport:
+        """A connection of its own, for files."""
+        return ApiTransport(self._base_url or "", self._access, self._headers)
+
     async def capabilities(self) -> Capabilities:
-        found = await Probe(self._http, self._root, self._model, self._provider, self._found).run()
+        found = await Probe(self._http, self._root, self._model, self.provider, self._found).run()
         if found.capabilities.reachable:
             self._found = found
-        return replace(found.capabilities, hosted=self._provider.hosted)
+        return replace(found.capabilities, hosted=self.provider.hosted)
 
     async def pressure(self) -> Pressure | None:
-        return None if self._provider.hosted else await read_pressure(self._root)
+        return None if self.provider.hosted else await read_pressure(self._root)
 
     async def generate(self, request: GenerateRequest) -> list[Generation]:
         # A trace that is drawn out turn by turn has no token columns; where they are wanted, asking must do.
-        if request.elicit is not None and self._provider.continues_assistant and not request.top_logprobs:
+        if request.elicit is not None and self.provider.continues_assistant and not request.top_logprobs:
             return list(await asyncio.gather(*(self._elicited(request, i) for i in request.sample_indices)))
         body, unsent = self.body(request)
         reply = await self._http.post("/chat/completions", body, request.deadline_s)
@@ -64,7 +74,7 @@ class OpenAITeacher:
     def body(self, request: GenerateRequest) -> tuple[bytes, tuple[str, ...]]:
         """(the request as it is sent, names of the sampling parameters that it leaves out)."""
         refused = frozenset() if self._found is None else self._found.refused
-        body, unsent = chat_body(self._model, self._provider, request, refused)
+        body, unsent = chat_body(self._model, self.provider, request, refused)
         return encoded(body), unsent
 
     async def score(self, prompt_ids: list[int], token_ids: list[int], top_logprobs: int) -> TokenColumns:

@@ -63,7 +63,7 @@ class Provider:
 PROVIDERS = {
     provider.name: provider
     for provider in (
-        Provider("generic", version=("/version", "version", "server")),
+        Provider("generic", version=("/version", "version", "server"), batch=BatchWays()),
         Provider(
             "vllm",
             sampled_eats_candidate=True,

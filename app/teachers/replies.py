@@ -53,7 +53,7 @@ def json_of(reply: Reply) -> Any:
 def refusal(reply: Reply) -> TeacherError:
     """The error that a reply other than 200 stands for."""
     codes, message, wait = _said(reply)
-    return _error(reply.status, codes, message, retry_after(reply.headers) if wait is None else wait)
+    return error_of(reply.status, codes, message, retry_after(reply.headers) if wait is None else wait)
 
 
 def error_told(body: Any) -> TeacherError | None:
@@ -67,10 +67,11 @@ def error_told(body: Any) -> TeacherError | None:
     code = error.get("code")
     status = code if isinstance(code, int) and 400 <= code < 600 else 502
     codes, message, wait = _parts_of(error)
-    return _error(status, codes, message, wait)
+    return error_of(status, codes, message, wait)
 
 
-def _error(status: int, codes: frozenset[str], message: str, wait: float | None) -> TeacherError:
+def error_of(status: int, codes: frozenset[str], message: str, wait: float | None = None) -> TeacherError:
+    """The error for a status, the codes that came with it, and a message that decides nothing."""
     told = f"the teacher answered {status}" + (f": {message}" if message else "")
     if codes & _NO_CREDIT or status == 402:
         return TeacherRefusedKey(f"{told} (no credit left)")

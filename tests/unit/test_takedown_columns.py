@@ -53,6 +53,7 @@ OTHER = {
     "policy_override",
     "project",
     "prompt_part",
+    "provider_batch",  # its `error` is as a lane's: what a provider says of a whole batch
     "prompt_set",
     "segment",
     "shard",

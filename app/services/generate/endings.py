@@ -117,9 +117,9 @@ class Endings:
                             self._storage,
                             self._config.worker_id,
                             run,
-                            binding(lane),
+                            binding(lane.spec, lane.capabilities),
                             self._config.compression_level,
-                            profile_of(lane, self._config.profile),
+                            profile_of(lane.spec, self._config.profile),
                             lambda: not run.lost,
                         )
                     )

@@ -72,9 +72,8 @@ def next_call(lanes: Iterable[LaneState]) -> tuple[LaneState, Unit, Permit] | No
     return None
 
 
-def binding(lane: LaneState) -> dict[str, JsonValue]:
+def binding(spec: lanes.LaneSpec, found: Capabilities) -> dict[str, JsonValue]:
     """What a segment's numbers are bound to."""
-    spec, found = lane.spec, lane.capabilities
     stages: list[JsonValue] = [
         {
             "stage": position,
@@ -100,9 +99,9 @@ def binding(lane: LaneState) -> dict[str, JsonValue]:
     }
 
 
-def profile_of(lane: LaneState, default: Profile) -> Profile:
+def profile_of(spec: lanes.LaneSpec, default: Profile) -> Profile:
     """How the lane's logprobs are kept: as its project says, else as the settings do."""
-    match lane.spec.storage_profile:
+    match spec.storage_profile:
         case "fp16" | "compact" as name:
             return replace(default, name=name)
         case _:

@@ -12,14 +12,16 @@ from sqlalchemy.exc import DBAPIError
 
 from app.db import checkpoints, shards
 from app.db.checkpoints import COLUMNS, AlreadyRecorded, ShardBatch
+from app.db.lanes import LaneSpec
 from app.db.session import passes, reading, transaction
-from app.domain.lifecycle import CompletionStatus
+from app.domain.lifecycle import CompletionStatus, Execution
 from app.domain.prices import nano
 from app.services.generate.calls import Outcome
 from app.services.generate.work import ShardRun
 from app.storage.places import Storage
 from app.storage.segments import Profile, SegmentFile, read_segment, write_segment
 from app.storage.token_table import decode_part, encode_part, token_table
+from app.teachers.base import Generation
 from app.teachers.prices import price_of, prompt_tokens_billed
 
 log = logging.getLogger(__name__)
@@ -117,10 +119,14 @@ def _batch(run: ShardRun, outcomes: list[Outcome]) -> ShardBatch:
         tally.completed += 1
         tally.prompt_tokens += prompt_tokens_billed(made.usage) or 0
         tally.completion_tokens += made.usage.completion_tokens or 0
-        cost = nano(price_of(run.lane.price, made.usage))
+        cost = _cost(run.lane, made)
         tally.cost_nanousd += cost or 0
         tally.unpriced += cost is None
     return batch
+
+
+def _cost(lane: LaneSpec, made: Generation) -> int | None:
+    return nano(price_of(lane.price, made.usage, batch=lane.execution == Execution.BATCH))
 
 
 def _json(value: JsonValue | list[dict[str, JsonValue]]) -> str | None:
@@ -170,7 +176,7 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
         "completion_tokens": usage.completion_tokens if usage else None,
         "reasoning_tokens": usage.reasoning_tokens if usage else None,
         "cached_tokens": usage.cached_tokens if usage else None,
-        "cost_nanousd": nano(price_of(lane.price, usage)) if usage else None,
+        "cost_nanousd": _cost(lane, made) if made else None,
         "n_tokens": n_tokens,
         "attempts": outcome.attempts,
         "calls": outcome.attempts - 1 + (made.calls if made else 1),

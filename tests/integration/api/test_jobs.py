@@ -1,6 +1,7 @@
 """Jobs: checked, submitted, counted, moved."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,12 +9,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from app.db import lanes
+from app.db import lanes, provider_batches, shards
 from app.db.session import transaction
 from app.domain.clock import PACE_SECONDS
+from app.teachers.base import Capabilities
 
 from .answering import claimed, finish, record, work_off
-from .conftest import NDJSON, Made, Rung, lines
+from .conftest import NDJSON, Canned, Made, Rung, lines
 
 
 def test_submitted_as_asked(api: TestClient, made: Made, rung: Rung) -> None:
@@ -320,3 +322,33 @@ def test_a_job_of_nothing_but_failures_can_be_retried(app: FastAPI, api: TestCli
     assert api.post(f"/v1/jobs/{job}/retry").json()["job"]["status"] == "running"
     work_off(given.engine, given.storage, job)
     assert api.get(f"/v1/jobs/{job}").json()["status"] == "completed"
+
+
+def test_a_job_in_batch_mode(app: FastAPI, api: TestClient, made: Made) -> None:
+    prompt_set = made.prompt_set()["id"]
+    made.teacher("local", driver="embedded")
+    made.teacher("api")
+    job = {"prompt_set": prompt_set, "execution": "batch"}
+    refused = api.post("/v1/jobs", json={**job, "teachers": ["local"]})
+    assert (refused.status_code, "has no batch API" in refused.json()["detail"]) == (422, True)
+    assert api.post("/v1/jobs", json={**job, "teachers": ["api"], "execution": "later"}).status_code == 422
+    api.post("/v1/teachers/api/probe")
+    refused = api.post("/v1/jobs", json={**job, "teachers": ["api"]})
+    assert (refused.status_code, "found by its last probe" in refused.json()["detail"]) == (422, True)
+    able = Canned(Capabilities(reachable=True, batch_api=True))
+    app.state.resources = replace(app.state.resources, open_teacher=lambda spec: able)
+    api.post("/v1/teachers/api/probe")
+    submitted = api.post("/v1/jobs", json={**job, "teachers": ["api"]}).json()
+    assert submitted["teachers"][0]["execution"] == "batch"
+    engine = app.state.resources.engine
+    with transaction(engine) as connection:
+        assert shards.candidates(connection, ()) == [], "the engine's loop leaves its shards alone"
+        (lane,) = provider_batches.to_plan(connection, (), 10)
+        for number in range(3):
+            assert bool(provider_batches.plan(connection, f"pbt_{number}", lane, 1, 10)) == (number == 0)
+    url = f"/v1/jobs/{submitted['id']}/batches"
+    (batch,) = api.get(url).json()["items"]
+    assert (batch["id"], batch["status"], batch["provider_id"]) == ("pbt_0", "planned", None)
+    assert batch["next_look_at"] is not None
+    assert api.get(f"/v1/jobs/{submitted['id']}").json()["status"] == "running"
+    assert api.get("/v1/jobs/job_none/batches").status_code == 404
