@@ -23,6 +23,7 @@ from app.teachers.base import Capabilities, GenerateRequest, Generation, Teacher
 from app.teachers.elicit import BEGIN, END, Forced, Piece, elicit, instructed
 from app.teachers.embedded_shots import with_shots
 from app.teachers.gguf_metadata import read_metadata
+from app.teachers.llama_rows import placed, tokens_before
 from app.teachers.pressure import Pressure, read_pressure
 from app.teachers.replies import json_of
 from app.teachers.token_rows import columns_of_rows
@@ -51,6 +52,7 @@ class EmbeddedTeacher:
         self._opening = asyncio.Lock()
         self._http: LocalTransport | None = None
         self._marks = (-1, -1)  # ids of _MARKS, known once the model is open
+        self._texts: list[bytes] = []  # of each token id, as it stands in an answer; filled with _marks
         self._known: OrderedDict[str, list[int]] = OrderedDict()
         # More calls than the engine has slots wait here, where they hold none of its threads.
         self._room = asyncio.Semaphore(2 * llama_cpp.SLOTS)
@@ -151,7 +153,7 @@ class EmbeddedTeacher:
         async with self._room:
             reply = await self._http.post("/completion", body, request.deadline_s)
         answer = json_of(reply)
-        columns = _columns(answer, request.top_logprobs, bool(sampling.stop))
+        columns = await self._columns(request, ids, answer)
         return Piece(
             text=answer["content"],
             finish_reason="length" if answer["stop_type"] == "limit" else "stop",
@@ -164,6 +166,52 @@ class EmbeddedTeacher:
             request_hash=sha256(body),
             response_hash=sha256(reply.body),
         )
+
+    # -- logprobs ----------------------------------------------------------------------------------------------
+
+    async def _columns(
+        self, request: GenerateRequest, before: list[int], answer: dict[str, Any]
+    ) -> TokenColumns:
+        """Columns of what was generated after `before`, without the tokens of a stop string."""
+        ids: list[int] = answer["tokens"]
+        texts = [self._texts[one] for one in ids]
+        count = tokens_before(answer["stopping_word"], texts) if answer["stop_type"] == "word" else len(ids)
+        k = request.top_logprobs
+        if not k:
+            return ids_only(np.array(ids[:count], np.int32))
+        rows = placed(answer.get("completion_probabilities") or [], ids, texts)[:count]
+        whole = [
+            await self._row(request, [*before, *ids[:place]], ids[place]) if row is None else row
+            for place, row in enumerate(rows)
+        ]
+        columns = columns_of_rows(whole, ids[:count], k)
+        if columns is None:
+            raise MalformedAnswer("llama.cpp answered without token ids")
+        return columns
+
+    async def _row(self, request: GenerateRequest, before: list[int], token: int) -> dict[str, Any]:
+        """The row of a token that the engine gave none for: the same distribution, asked for once more.
+
+        Another token is drawn in its place, one after which the engine does answer. Of candidates alone the token
+        may be missing; then all of the vocabulary is asked for, half a second's work.
+        """
+        for width in (request.top_logprobs, len(self._texts)):
+            body = {
+                "prompt": before,
+                "n_predict": 1,
+                "n_probs": width,
+                "temperature": 0.0,
+                "logit_bias": [[self._marks[1], 1e9]],
+            }
+            assert self._http is not None
+            async with self._room:
+                reply = await self._http.post("/completion", orjson.dumps(body), request.deadline_s)
+            rows = json_of(reply).get("completion_probabilities") or [{}]
+            tops: list[dict[str, Any]] = rows[0].get("top_logprobs", [])
+            for entry in tops:
+                if entry["id"] == token:
+                    return {**entry, "top_logprobs": tops[: request.top_logprobs]}
+        raise MalformedAnswer(f"llama.cpp tells no logprob of token {token}, which it generated")
 
     # -- prompts -----------------------------------------------------------------------------------------------
 
@@ -205,6 +253,10 @@ class EmbeddedTeacher:
             engine = await asyncio.to_thread(llama_cpp.running, path)
             opening, closing = (metadata.tokens.index(mark) for mark in _MARKS)
             self._marks = (opening, closing)
+            self._texts = [
+                b"" if identifier in metadata.control else text
+                for identifier, text in enumerate(metadata.tokens)
+            ]
             self._http = LocalTransport(
                 engine.url, TeacherAccess(allow_loopback=True), {"Authorization": f"Bearer {engine.key}"}
             )
@@ -233,8 +285,7 @@ def _completion(
     body: dict[str, Any] = {
         "prompt": ids,
         "n_predict": limit,
-        # A stop string's tokens are cut off the rows of logprobs only, so one is asked for to find the cut.
-        "n_probs": max(request.top_logprobs, 1 if sampling.stop else 0),
+        "n_probs": request.top_logprobs,
         "return_tokens": True,
         "temperature": 1.0 if sampling.temperature is None else sampling.temperature,
         "top_k": sampling.top_k or 0,
@@ -250,19 +301,6 @@ def _completion(
     if request.response_schema is not None:
         body["json_schema"] = request.response_schema
     return body
-
-
-def _columns(answer: dict[str, Any], k: int, stops: bool) -> TokenColumns:
-    ids: list[int] = answer["tokens"]
-    rows = answer.get("completion_probabilities") or []
-    if stops and len(rows) < len(ids):
-        ids = ids[: len(rows)]
-    if not k:
-        return ids_only(np.array(ids, np.int32))
-    columns = columns_of_rows(rows, ids, k)
-    if columns is None:
-        raise MalformedAnswer("llama.cpp answered without token ids")
-    return columns
 
 
 def _role(turn: Turn) -> str:

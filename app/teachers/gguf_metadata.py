@@ -16,15 +16,20 @@ _SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_CONTROL = 3  # llama.cpp's LLAMA_TOKEN_TYPE_CONTROL
 
 Scalar = int | float | bool | str
 
 
 @dataclass(frozen=True)
 class GgufMetadata:
-    """`tokens[i]`: the bytes that token i stands for. `chat_template`: Jinja, as the file carries it."""
+    """`tokens[i]`: the bytes that token i stands for. `control`: ids of those that are written as no text.
+
+    `chat_template`: Jinja, as the file carries it.
+    """
 
     tokens: tuple[bytes, ...]
+    control: frozenset[int]
     chat_template: str
     tokenizer_sha256: str  # over tokens, merges and token types, in the file's order
     eos_token_id: int
@@ -42,6 +47,7 @@ def read_metadata(path: Path) -> GgufMetadata:
     tokens, merges, types = (
         values.get(f"tokenizer.ggml.{n}", []) for n in ("tokens", "merges", "token_type")
     )
+    kinds = types if isinstance(types, list) else []
     template, eos = values.get("tokenizer.chat_template"), values.get("tokenizer.ggml.eos_token_id")
     if (
         not isinstance(tokens, list)
@@ -55,6 +61,7 @@ def read_metadata(path: Path) -> GgufMetadata:
         digest.update(repr(part).encode())
     return GgufMetadata(
         tokens=tuple(_token_bytes(str(token)) for token in tokens),
+        control=frozenset(place for place, kind in enumerate(kinds) if kind == _CONTROL),
         chat_template=template,
         tokenizer_sha256=digest.hexdigest(),
         eos_token_id=eos,
