@@ -5,17 +5,21 @@ restarts under it dies, and nothing is gained, since a lost wake-up costs one po
 """
 
 import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from app.services.ports import BrokerProblem, Wake
+from app.services.ports import BrokerProblem, ForgetWakeUps, Wake
 
 log = logging.getLogger(__name__)
 
 WAKE = "retort.wake"
 QUEUE = "retort"
+_MANY = 100
 
 
 def queue_of(teacher: str | None) -> str:
@@ -81,6 +85,29 @@ def wake_through(celery: Celery) -> Wake:
             log.warning("no wake-up sent, workers will find the work when they next look: %s", error)
 
     return wake
+
+
+def forget_through(celery: Celery) -> ForgetWakeUps:
+    """Empties queues in which many wake-ups lie: whoever listens takes them as they come, so nobody does.
+
+    They expire after a minute, but Redis and the file system keep what has expired until somebody reads it.
+    """
+
+    def forget(teachers: Sequence[str]) -> int:
+        dropped = 0
+        with celery.connection_for_write() as connection:
+            away: tuple[type[BaseException], ...] = (*connection.connection_errors, OperationalError, OSError)
+            try:
+                for name in (QUEUE, *map(queue_of, teachers)):
+                    with suppress(*connection.channel_errors), connection.channel() as opened:
+                        channel: Any = opened
+                        if channel.queue_declare(queue=name, passive=True).message_count > _MANY:
+                            dropped += channel.queue_purge(name) or 0
+            except away as error:
+                log.warning("old wake-ups stay for now: %s", error)
+        return dropped
+
+    return forget
 
 
 def problem_of(celery: Celery) -> BrokerProblem:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from celery import Celery
 
-from app.broker import wake_through
+from app.broker import forget_through, wake_through
 from app.db.session import connect
 from app.services.batches import BatchConfig, BatchRunner
 from app.services.generate.config import EngineConfig, RetryPolicy
@@ -50,7 +50,14 @@ class WorkerProcess:
         )
         self._exports = ExportRunner(self._database, storage, self.worker_id, settings)
         self._takedowns = TakedownRunner(self._database, storage, self.worker_id, settings)
-        self._dispatcher = Dispatcher(self._database, storage, self.worker_id, settings, wake_through(celery))
+        self._dispatcher = Dispatcher(
+            self._database,
+            storage,
+            self.worker_id,
+            settings,
+            wake_through(celery),
+            forget_through(celery),
+        )
         self._threads = [
             threading.Thread(target=self._guard, args=(name, work), name=name, daemon=True)
             for name, work in (

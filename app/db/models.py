@@ -176,6 +176,7 @@ class Job(Base):
     __tablename__ = "job"
     __table_args__ = (
         Index("ix_job_project_id_id", "project_id", "id"),
+        Index("ix_job_tidied_ended_at", "tidied", "ended_at"),
         Index(
             "ix_job_active",
             "status",
@@ -209,6 +210,8 @@ class Job(Base):
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     ended_at: Mapped[float | None]
+    # What housekeeping has taken away since the end: 0 nothing, 1 pace and orphan files, 2 shards' histories too.
+    tidied: Mapped[int] = mapped_column(SmallInteger, default=0, server_default="0")
 
 
 class Stage(Base):
@@ -300,6 +303,7 @@ class Shard(Base):
     )  # the fencing token: every later write of the shard checks it
     lease_until: Mapped[float | None]
     claims_without_progress: Mapped[int] = mapped_column(Integer, default=0)
+    suspect: Mapped[int | None]  # the prompt that is asked alone, because workers died over this shard
     segment_id: Mapped[int | None]  # no foreign key: the two tables would point at each other
     provider_batch_id: Mapped[str | None]  # the open batch that its missing samples are in
     batch_rounds: Mapped[int] = mapped_column(

@@ -99,5 +99,5 @@ def _reopen(connection: Connection, job_id: str, n_shards: int) -> None:
             Job.status.in_((*ENDED, JobStatus.FINALIZING)),
             Job.status != JobStatus.CANCELLED,
         )
-        .values(status=JobStatus.RUNNING, status_reason=None, ended_at=None)
+        .values(status=JobStatus.RUNNING, status_reason=None, ended_at=None, tidied=0)
     )

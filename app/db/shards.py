@@ -18,14 +18,17 @@ from sqlalchemy import (
 )
 
 from app.db import audit
-from app.db.models import Job, Lane, PromptRow, PromptSet, Shard, ShardAttempt, Stage
+from app.db.models import Counter, Job, Lane, PromptSet, Shard, ShardAttempt
 from app.db.session import db_now
 from app.domain.lifecycle import ENDED, Execution, JobStatus, ShardStatus
+
+_ENDED = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 # Literals, not parameters: the planner must see that a partial index fits.
 _READY = Shard.status == literal_column(f"'{ShardStatus.READY}'")
 _LEASED = Shard.status == literal_column(f"'{ShardStatus.LEASED}'")
-_WORKABLE = (JobStatus.READY, JobStatus.RUNNING, JobStatus.PARKED, JobStatus.FINALIZING)
+# What has not ended, as the index of active jobs is defined.
+ACTIVE = Job.status.not_in([literal_column(f"'{status}'") for status in _ENDED])
 
 
 Lease = tuple[int, int]  # shard, epoch
@@ -44,6 +47,7 @@ class Claim:
     end_prompt: int
     n_expected: int
     claims_without_progress: int
+    suspect: int | None = None
 
     @property
     def lease(self) -> Lease:
@@ -61,146 +65,25 @@ class Candidate:
     leased: int
 
 
-def cut(connection: Connection, job_id: str) -> int:
-    """Cut the prompts that are not in shards yet. Returns how many completions were added to the job.
-
-    Idempotent: `job.cut_through` moves in the same transaction, under the job's row lock.
-    """
-    job = connection.execute(
-        select(Job.prompt_set_id, Job.shard_size, Job.cut_through, Job.status)
-        .where(Job.id == job_id)
-        .with_for_update()
-    ).one()
-    if job.status in ENDED:
-        return 0
-    prompts = connection.execute(
-        select(PromptSet.n_prompts, PromptSet.n_removed, PromptSet.names_teachers).where(
-            PromptSet.id == job.prompt_set_id
-        )
-    ).one()
-    if job.cut_through >= prompts.n_prompts:
-        return 0
-    lanes = connection.execute(
-        select(Lane.teacher, Lane.teacher_name).where(Lane.job_id == job_id, Lane.removed_by.is_(None))
-    ).all()
-    stages = connection.execute(select(Stage.position, Stage.n).where(Stage.job_id == job_id)).all()
-    ranges = [
-        (first, min(first + job.shard_size, prompts.n_prompts))
-        for first in range(job.cut_through, prompts.n_prompts, job.shard_size)
-    ]
-    named = _named_prompts(
-        connection, job.prompt_set_id, job.cut_through, job.shard_size, prompts.names_teachers
-    )
-    gone = _removed_prompts(
-        connection, job.prompt_set_id, job.cut_through, job.shard_size, prompts.n_removed > 0
-    )
-    rows = []
-    expected = 0
-    for bucket, (first, end) in enumerate(ranges):
-        by_name = named.get(bucket, {})
-        for lane in lanes:
-            mine = end - first - sum(count for name, count in by_name.items() if name != lane.teacher_name)
-            mine -= sum(n for name, n in gone.get(bucket, {}).items() if name in ("", lane.teacher_name))
-            if mine == 0:
-                continue
-            expected += sum(mine * stage.n for stage in stages)
-            rows += [
-                {
-                    "job_id": job_id,
-                    "stage": stage.position,
-                    "teacher": lane.teacher,
-                    "first_prompt": first,
-                    "end_prompt": end,
-                    "n_expected": mine * stage.n,
-                    "status": ShardStatus.READY,
-                }
-                for stage in stages
-            ]
-    if rows:
-        connection.execute(insert(Shard), rows)
-    connection.execute(
-        update(Job)
-        .where(Job.id == job_id)
-        .values(
-            cut_through=prompts.n_prompts,
-            n_expected=Job.n_expected + expected,
-            n_shards=Job.n_shards + len(rows),
-        )
-    )
-    return expected
-
-
-def _removed_prompts(
-    connection: Connection, prompt_set_id: str, first: int, size: int, any_removed: bool
-) -> dict[int, dict[str, int]]:
-    """How many prompts of each shard-to-be are taken down: bucket → name that they ask for, or "" → count."""
-    if not any_removed:
-        return {}
-    bucket = (PromptRow.number - first) // size
-    name = func.coalesce(PromptRow.teacher, "")
-    found: dict[int, dict[str, int]] = {}
-    for number, asked, count in connection.execute(
-        select(bucket.label("bucket"), name.label("asked"), func.count())
-        .where(
-            PromptRow.prompt_set_id == prompt_set_id,
-            PromptRow.number >= first,
-            PromptRow.removed_by.is_not(None),
-        )
-        .group_by("bucket", "asked")
-    ):
-        found.setdefault(int(number), {})[str(asked)] = count
-    return found
-
-
-def _named_prompts(
-    connection: Connection, prompt_set_id: str, first: int, size: int, any_named: bool
-) -> dict[int, dict[str, int]]:
-    """How many prompts of each shard-to-be ask for a teacher by name: bucket → name → count."""
-    if not any_named:
-        return {}
-    bucket = (PromptRow.number - first) // size
-    found: dict[int, dict[str, int]] = {}
-    for number, name, count in connection.execute(
-        select(bucket.label("bucket"), PromptRow.teacher, func.count())
-        .where(
-            PromptRow.prompt_set_id == prompt_set_id,
-            PromptRow.number >= first,
-            PromptRow.teacher.is_not(None),
-        )
-        .group_by("bucket", PromptRow.teacher)
-    ):
-        found.setdefault(int(number), {})[str(name)] = count
-    return found
-
-
 def candidates(connection: Connection, teacher_names: tuple[str, ...]) -> list[Candidate]:
     """Lanes with something to claim: higher priority first, then the job with the fewest shards under lease."""
-    leased = (
-        select(Shard.job_id, func.count().label("n"))
-        .where(Shard.status == ShardStatus.LEASED)
-        .group_by(Shard.job_id)
-        .subquery()
-    )
+    leased = select(Shard.job_id, func.count().label("n")).where(_LEASED).group_by(Shard.job_id).subquery()
     mine = and_(Shard.job_id == Lane.job_id, Shard.teacher == Lane.teacher)
-    ready = exists().where(mine, Shard.status == ShardStatus.READY)
-    expired = exists().where(mine, Shard.status == ShardStatus.LEASED, Shard.lease_until < db_now())
+    ready = exists().where(mine, _READY)
+    expired = exists().where(mine, _LEASED, Shard.lease_until < db_now())
+    n_leased = func.coalesce(leased.c.n, 0)
     query = (
-        select(
-            Lane.job_id,
-            Lane.teacher,
-            Lane.parked_reason,
-            Job.priority,
-            func.coalesce(leased.c.n, 0).label("leased"),
-        )
+        select(Lane.job_id, Lane.teacher, Lane.parked_reason, Job.priority, n_leased.label("leased"))
         .join(Job, Job.id == Lane.job_id)
         .outerjoin(leased, leased.c.job_id == Job.id)
         .where(
-            Job.status.in_(_WORKABLE),
+            ACTIVE,
+            Job.status != JobStatus.PAUSED,
             Lane.execution == Execution.CALLS,  # the others' are in batches: app/db/provider_batches.py
             or_(Lane.parked_reason.is_(None), Lane.parked_until <= db_now()),
             or_(ready, expired),
         )
-        .order_by(Job.priority.desc(), func.coalesce(leased.c.n, 0), Job.id, Lane.teacher)
+        .order_by(Job.priority.desc(), n_leased, Job.id, Lane.teacher)
     )
     if teacher_names:
         query = query.where(Lane.teacher_name.in_(teacher_names))
@@ -227,12 +110,8 @@ def claim(
     ):
         return None
     mine = (Shard.job_id == lane.job_id, Shard.teacher == lane.teacher)
-    expired = (
-        select(Shard.id)
-        .where(*mine, Shard.status == ShardStatus.LEASED, Shard.lease_until < db_now())
-        .order_by(Shard.lease_until)
-    )
-    ready = select(Shard.id).where(*mine, Shard.status == ShardStatus.READY).order_by(Shard.id)
+    expired = select(Shard.id).where(*mine, _LEASED, Shard.lease_until < db_now()).order_by(Shard.lease_until)
+    ready = select(Shard.id).where(*mine, _READY).order_by(Shard.id)
     for choice in (expired, ready):
         row = connection.execute(
             update(Shard)
@@ -273,6 +152,7 @@ def claim(
         row.end_prompt,
         row.n_expected,
         row.claims_without_progress,
+        row.suspect,
     )
 
 
@@ -325,6 +205,15 @@ def extend(connection: Connection, owner: str, leases: Iterable[Lease], lease_se
             _EXTEND, {"shard": shard_id, "fence": epoch, "holder": owner, "lease": lease_seconds}
         ).rowcount
     }
+
+
+def suspect(connection: Connection, owner: str, lease: Lease, prompt_number: int | None) -> None:
+    """Note which prompt is asked alone: if the worker dies, it is the one. None: no longer any."""
+    connection.execute(
+        update(Shard)
+        .where(Shard.id == lease[0], Shard.epoch == lease[1], Shard.owner == owner, _LEASED)
+        .values(suspect=prompt_number)
+    )
 
 
 def release(
@@ -406,9 +295,17 @@ def finish(connection: Connection, owner: str, shard_id: int, epoch: int, segmen
 
 def begin_finalizing(connection: Connection, job_id: str) -> None:
     """The job's last shard has all its rows and is about to write its segment."""
+    all_cut = exists().where(
+        PromptSet.id == Job.prompt_set_id, PromptSet.sealed, PromptSet.n_prompts <= Job.cut_through
+    )
     connection.execute(
         update(Job)
-        .where(Job.id == job_id, Job.status == JobStatus.RUNNING, Job.n_shards_finished == Job.n_shards - 1)
+        .where(
+            Job.id == job_id,
+            Job.status == JobStatus.RUNNING,
+            Job.n_shards_finished == Job.n_shards - 1,
+            all_cut,
+        )
         .values(status=JobStatus.FINALIZING)
     )
 
@@ -433,12 +330,12 @@ def end_job_if_done(connection: Connection, job_id: str) -> bool:
     prompts = connection.execute(
         select(PromptSet.sealed, PromptSet.n_prompts).where(PromptSet.id == job.prompt_set_id)
     ).one()
-    if job.follow and not (prompts.sealed and job.cut_through >= prompts.n_prompts):
+    if job.cut_through < prompts.n_prompts or (job.follow and not prompts.sealed):
         return False
     completed, failed = connection.execute(
         select(
-            func.coalesce(func.sum(Shard.n_completed), 0), func.coalesce(func.sum(Shard.n_failed), 0)
-        ).where(Shard.job_id == job_id)
+            func.coalesce(func.sum(Counter.completed), 0), func.coalesce(func.sum(Counter.failed), 0)
+        ).where(Counter.job_id == job_id)
     ).one()
     nothing = completed == 0 and failed > 0
     status = JobStatus.FAILED if nothing else JobStatus.COMPLETED

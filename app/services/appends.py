@@ -13,7 +13,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from sqlalchemy import Engine, select
 
-from app.db import audit, idempotency, prompt_sets, shards
+from app.db import audit, cutting, idempotency, prompt_sets, shards
 from app.db.models import Project, PromptSet
 from app.db.prompt_sets import RowError
 from app.db.session import session, transaction
@@ -273,7 +273,7 @@ def hand_to_followers(engine: Engine, set_id: str) -> None:
         jobs = prompt_sets.followers(connection, set_id)
     for job_id in jobs:
         with transaction(engine) as connection:
-            shards.cut(connection, job_id)
+            cutting.cut(connection, job_id)
             shards.end_job_if_done(connection, job_id)
 
 

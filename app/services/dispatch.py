@@ -2,33 +2,33 @@
 
 from sqlalchemy import Engine, func, select
 
-from app.db import shards
+from app.db import cutting, shards
 from app.db.models import Job, PromptSet, Worker
 from app.db.session import db_now, reading, transaction
-from app.domain.lifecycle import CLAIMABLE, JobStatus
+from app.domain.lifecycle import JobStatus
 from app.services.ports import Wake
-
-_LIVE = (*CLAIMABLE, JobStatus.PARKED, JobStatus.FINALIZING)
 
 
 def tick(database: Engine, wake: Wake) -> None:
-    """Cut what was appended under `follow`, end what is done, and ring for what can be claimed."""
+    """Cut what is not in shards yet, end what is done, and ring for what can be claimed."""
     with reading(database) as connection:
         uncut = connection.execute(
             select(Job.id)
             .join(PromptSet, PromptSet.id == Job.prompt_set_id)
-            .where(
-                Job.follow, Job.status.in_((*_LIVE, JobStatus.PAUSED)), Job.cut_through < PromptSet.n_prompts
-            )
+            .where(shards.ACTIVE, Job.cut_through < PromptSet.n_prompts)
         ).scalars()
         to_cut = list(uncut)
         ended = connection.execute(
-            select(Job.id).where(Job.status.in_(_LIVE), Job.n_shards_finished >= Job.n_shards)
+            select(Job.id).where(
+                shards.ACTIVE, Job.status != JobStatus.PAUSED, Job.n_shards_finished >= Job.n_shards
+            )
         ).scalars()
         to_end = list(ended)
     for job_id in to_cut:
-        with transaction(database) as connection:
-            shards.cut(connection, job_id)
+        more = True
+        while more:
+            with transaction(database) as connection:
+                more = cutting.cut(connection, job_id)
     for job_id in to_end:
         with transaction(database) as connection:
             shards.end_job_if_done(connection, job_id)

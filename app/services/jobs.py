@@ -3,8 +3,8 @@
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
+from app.db import cutting, prompt_sets
 from app.db import jobs as rows
-from app.db import prompt_sets, shards
 from app.db import teachers as teacher_rows
 from app.db.models import Job, PromptSet, Teacher
 from app.domain.fingerprints import new_id
@@ -64,7 +64,7 @@ def submit(
     ]
     depths = {teacher.id: generations.depth(connection, teacher) for teacher in teachers}
     rows.add(connection, new, stages, teachers, _prices(teachers), depths)
-    shards.cut(connection, new.id)
+    cutting.cut(connection, new.id)
     return get(session, project_id, new.id)
 
 

@@ -1,11 +1,14 @@
 """What a service is given by the root that starts it, since `app` never imports `workers`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from app.teachers.base import Teacher, TeacherSpec
 
 # Tell workers that there is work, for one teacher or (None) for any. A hint: it may do nothing, and never raises.
 Wake = Callable[[str | None], None]
+
+# Drop wake-ups for these teachers that nobody listens to, and count them. It may do nothing, and never raises.
+ForgetWakeUps = Callable[[Sequence[str]], int]
 
 # A sentence that says what is wrong with the broker, or None. Returns within a second or two.
 BrokerProblem = Callable[[], str | None]

@@ -37,7 +37,10 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800 if FULL else 300)]
 MakeWorld = Callable[[], World]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+KINDS = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def standing(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[World]]:
@@ -118,6 +121,26 @@ def test_worker_killed_at_an_instruction(world: World, instruction: str, told: s
         world.start_worker()
     found = settle(world, f"kill -9 of a worker, {told}", at_risk)
     assert found.again == at_risk  # these, and no other, were asked for again
+
+
+@pytest.mark.parametrize("standing", KINDS if FULL else KINDS[:1], indirect=True)
+def test_a_prompt_that_kills_its_worker_each_time(world: World) -> None:
+    """It ends as a failed row after some deaths, and no other prompt of its shard with it."""
+    job = world.submit(40)
+    deaths = 0
+    while world.service.call("GET", f"/v1/jobs/{job}")["status"] not in ("completed", "failed"):
+        victim = world.start_worker(crash="poison", lease=1)
+        while (code := victim.poll()) is None:
+            if world.service.call("GET", f"/v1/jobs/{job}")["status"] == "completed":
+                break
+            time.sleep(0.1)
+        deaths += code == -signal.SIGKILL
+        assert deaths < 15, world.logs()
+    found = world.check()
+    assert (found.completed, found.failed) == (39, 1)
+    (row,) = world.service.call("GET", f"/v1/jobs/{job}/failures")["items"]
+    assert (row["prompt_number"], row["error_kind"]) == (5, "worker-died")
+    report.note(world.kind, "valkey", f"a prompt that kills its worker ({deaths} times)", found, None)
 
 
 def test_api_killed_and_started_again(world: World) -> None:

@@ -4,6 +4,7 @@
 worker started again lives on. `RETORT_TEST_CLOCK` is added to this process's clock, in seconds.
 """
 
+import asyncio
 import os
 import random
 import signal
@@ -50,7 +51,7 @@ def _die_in_a_commit() -> None:
 
 def _arrange() -> None:
     from app.db import checkpoints, shards
-    from app.services.generate import recording
+    from app.services.generate import calls, recording, sending
     from app.storage.segments import write_segment
 
     match os.environ.get("RETORT_TEST_CRASH"):
@@ -66,6 +67,15 @@ def _arrange() -> None:
             checkpoints.prompts_of = _after(checkpoints.prompts_of)
         case "commit":
             _die_in_a_commit()
+        case "poison":  # one prompt, each time that it is asked
+
+            async def asked(unit: Any, *given: Any) -> Any:
+                if unit.prompt_number == 5:
+                    await asyncio.sleep(0.3)  # the others are answered meanwhile
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return await calls.ask(unit, *given)
+
+            setattr(sending, "ask", asked)  # noqa: B010
     offset = float(os.environ.get("RETORT_TEST_CLOCK", "0"))
     if offset:
         true_time = time.time

@@ -12,6 +12,7 @@ from app.db.session import passes
 from app.domain.fingerprints import fingerprint
 from app.services.generate.admission import Admission
 from app.services.generate.calls import given_up
+from app.services.generate.careful import guilty, needs_care, one_by_one
 from app.services.generate.config import EngineConfig
 from app.services.generate.endings import Endings
 from app.services.generate.holdings import Holdings
@@ -20,7 +21,7 @@ from app.services.generate.ledger import Ledger
 from app.services.generate.recorder import Recorder
 from app.services.generate.replicas import LaneDown
 from app.services.generate.threads import Threads
-from app.services.generate.work import load_run
+from app.services.generate.work import ShardRun, load_run
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class Beginnings:
         for older in self._held.runs():
             if older.claim.shard_id == claim.shard_id:  # its lease ran out before a heartbeat said so
                 self._endings.lose(older)
+        if needs_care(claim):
+            await self._take_care(run)
         self._held.lanes[lane.key] = lane  # or it was retired meanwhile
         lane.runs.append(run)
         if claim.claims_without_progress > self._config.shard_attempts:
@@ -89,6 +92,16 @@ class Beginnings:
             )
             self._recorder.add(given_up(run), now=True)
         self._endings.finish_if_done(run)
+
+    async def _take_care(self, run: ShardRun) -> None:
+        failed = guilty(run)
+        if failed:
+            log.error("shard %d: %s", run.claim.shard_id, failed[0].error_detail)
+            self._recorder.add(failed, now=True)
+            await self._threads.persist(partial(self._ledger.suspect, run.claim, None))
+            return
+        run.kept_back, run.pending = run.pending, run.kept_back
+        self._endings.spawn(one_by_one(run, self._threads, self._ledger, self._wake))
 
     async def _open_lane(self, claim: shards.Claim, was_parked: bool) -> LaneState | None:
         """Reach the teacher and check that it is the one that the job began with; else park the lane."""

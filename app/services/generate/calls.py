@@ -169,7 +169,7 @@ def given_up(run: ShardRun) -> list[Outcome]:
     detail = f"claimed {claims} times without progress: the worker died each time"
     lost = [
         Outcome(unit, index, claims, 0, None, "shard-attempts", detail)
-        for unit in run.pending
+        for unit in (*run.pending, *run.kept_back)
         for index in unit.sample_indices
     ]
     run.forget()

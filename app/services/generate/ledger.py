@@ -91,6 +91,10 @@ class Ledger:
         with transaction(self._database) as connection:
             shards.release(connection, self._owner, claim.shard_id, claim.epoch, outcome, detail)
 
+    def suspect(self, claim: shards.Claim, prompt_number: int | None) -> None:
+        with transaction(self._database) as connection:
+            shards.suspect(connection, self._owner, claim.lease, prompt_number)
+
     def leave(self) -> None:
         with transaction(self._database) as connection:
             workers.leave(connection, self._owner)

@@ -25,6 +25,7 @@ class ShardRun:
     lane: lanes.LaneSpec
     n_missing: int  # samples that are neither recorded nor on their way to the checkpoint
     pending: deque["Unit"] = field(default_factory=deque)
+    kept_back: deque["Unit"] = field(default_factory=deque)  # a careful run's: they become pending one by one
     delayed: list[tuple[float, int, "Unit"]] = field(default_factory=list)  # a heap by monotonic time
     sequence: int = 0
     lost: bool = False  # another worker owns it, or the job was cancelled: drop everything
@@ -48,6 +49,7 @@ class ShardRun:
     def forget(self) -> None:
         """Nothing more of this shard is asked."""
         self.pending.clear()
+        self.kept_back.clear()
         self.delayed.clear()
 
 

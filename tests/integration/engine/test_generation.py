@@ -247,3 +247,35 @@ def test_a_worker_that_claims_its_own_lapsed_shard_again(engine: Engine, storage
     with reading(engine) as connection:
         outcomes = connection.execute(select(ShardAttempt.outcome)).scalars().all()
     assert Tally(outcomes) == {"lost": 2, "finished": 2}
+
+
+def test_a_shard_over_which_workers_died_is_asked_prompt_by_prompt(engine: Engine, storage: Storage) -> None:
+    """Each is named in the database before it is sent; the one over which they go on dying fails, and no other."""
+    job = make_job(engine, JobSetup(prompts=12, shard_size=6, n=2))
+    with transaction(engine) as connection:
+        first, second = connection.execute(select(Shard.id).order_by(Shard.id)).scalars()
+        connection.execute(update(Shard).where(Shard.id == first).values(claims_without_progress=3))
+        connection.execute(
+            update(Shard).where(Shard.id == second).values(claims_without_progress=4, suspect=8)
+        )
+    named: list[tuple[str, int | None]] = []
+
+    class Named(Teacher):
+        async def generate(self, request: GenerateRequest) -> list[Generation]:
+            prompt = str(request.messages[-1]["content"])
+            named.append((prompt, await asyncio.to_thread(suspect)))
+            return await super().generate(request)
+
+    def suspect() -> int | None:
+        with reading(engine) as connection:
+            return connection.execute(select(Shard.suspect).where(Shard.id == first)).scalar_one()
+
+    with running(engine, storage, Named(), shard_attempts=20):
+        finish(engine, job)
+    assert check_whole(engine, storage, job) == {"completed": 22, "failed": 2, "segments": 0}
+    assert {(f"prompt {n}", n) for n in range(6)} == {seen for seen in named if int(seen[0][7:]) < 6}
+    with reading(engine) as connection:
+        failed = connection.execute(
+            select(Completion.prompt_number, Completion.error_kind).where(Completion.status == "failed")
+        ).all()
+    assert [tuple(row) for row in failed] == [(8, "worker-died")] * 2
