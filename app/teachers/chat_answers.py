@@ -17,6 +17,10 @@ TEXT_ONLY = (
     "the teacher tells tokens as text, not by their ids: text does not name a token, so no soft labels"
 )
 DEGENERATE = "the teacher returns only 0 and −9999 as logprobs: these are no distribution, so no soft labels"
+UNTOLD = (
+    "left out: llama.cpp tells no row for a token after which the text ends inside a character, so not every token's id"
+    " is known"
+)
 FEW_TOKENS = 8  # tokens; a shorter answer may well be certain of each
 
 # What is kept of a message as it came, beside what has a column of its own.
@@ -54,6 +58,9 @@ def generations(
         finish, refusal = str(choice.get("finish_reason") or "unknown"), message.get("refusal")
         reasoning, text, truncated, source = told(message, finish, request)
         tokens = columns_of_choice(choice, request.top_logprobs, prompt_ids)
+        extra = _extra(answer, message, unsent)
+        if tokens is not None and len(choices) == 1 and _untold_tokens(choice, finish, request, usage):
+            tokens, extra = None, {**(extra or {}), "token_columns": UNTOLD}
         if isinstance(refusal, str) and refusal:
             finish, text = "refusal", text or refusal
         made.append(
@@ -70,7 +77,7 @@ def generations(
                 engine=engine if isinstance(engine, str) else None,
                 request_hash=request_hash,
                 response_hash=response_hash,
-                provider_extra=_extra(answer, message, unsent),
+                provider_extra=extra,
             )
         )
     if broken is not None and not made:
@@ -202,6 +209,22 @@ def _asked_columns(
             return None
         raise MalformedAnswer("logprobs were asked for, and the answer has none")
     return columns_of_rows(rows, None if own is None else own.tolist(), k, prompt_ids)
+
+
+def _untold_tokens(choice: dict[str, Any], finish: str, request: GenerateRequest, usage: JsonValue) -> bool:
+    """Whether these are llama.cpp's rows, known by their `id`, and fewer than the tokens that it generated.
+
+    A stop string's tokens lack rows too, and rightly: then an answer in plain ASCII has all that are its own.
+    """
+    logprobs = choice.get("logprobs")
+    rows = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(rows, list) or not rows or not all(isinstance(row.get("id"), int) for row in rows):
+        return False
+    generated = _count(usage, "completion_tokens")
+    if generated is None or generated <= len(rows):
+        return False
+    stopped = finish == "stop" and bool(request.sampling.stop)
+    return not stopped or any(byte >= 0x80 for row in rows for byte in row.get("bytes") or ())
 
 
 def is_degenerate(columns: TokenColumns) -> bool:

@@ -9,11 +9,11 @@ import pytest
 from app.domain.sampling import SamplingParameters
 from app.errors import MalformedAnswer
 from app.teachers import embedded_model
-from app.teachers.base import GenerateRequest, Generation
+from app.teachers.base import GenerateRequest, Generation, Teacher
 from app.teachers.embedded import EmbeddedTeacher
 from app.teachers.gguf_metadata import read_metadata
 from app.teachers.llama_rows import placed, tokens_before
-from tests.contract.stages import embedded
+from tests.contract.stages import embedded, openai_llama_cpp
 
 K = 5
 TEXT = "a 😀 b END é"
@@ -128,3 +128,36 @@ def test_the_cut_of_a_stop_string() -> None:
     for texts in ([], [b"x"]):
         with pytest.raises(MalformedAnswer, match="is not in what it generated"):
             tokens_before("END", texts)
+
+
+def test_over_chat_the_columns_are_left_out_where_tokens_are_untold() -> None:
+    """llama.cpp's chat names no token but those with a row: better none than some."""
+
+    async def said(teacher: Teacher, text: str, *stop: str) -> Generation:
+        request = GenerateRequest(
+            messages=({"role": "user", "content": "Say it."},),
+            sampling=SamplingParameters(max_tokens=32, stop=stop or None),
+            top_logprobs=K,
+            response_schema={"const": text},
+            deadline_s=60,
+        )
+        (made,) = await teacher.generate(request)
+        return made
+
+    async def all_of_it() -> list[Generation]:
+        with openai_llama_cpp() as stage:
+            teacher = stage.teacher()
+            await teacher.capabilities()
+            texts = (("a 😀 b",), ("a b",), ("a b END", "END"), ("a 😀 END", "END"))
+            made = [await said(teacher, *one) for one in texts]
+            await teacher.aclose()
+            return made
+
+    emoji, plain, stopped, both = asyncio.run(all_of_it())
+    assert emoji.answer == '"a 😀 b"'
+    for made in (emoji, both):
+        assert made.tokens is None
+        assert "llama.cpp tells no row" in str((made.provider_extra or {})["token_columns"])
+    for made in (plain, stopped):
+        assert made.tokens is not None
+        assert made.provider_extra is None or "token_columns" not in made.provider_extra
