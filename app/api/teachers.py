@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Response
+from pydantic import JsonValue
 
 from app.api.dependencies import Admin, Reader, Reading, ResourcesDep, Writer, Writing, note
 from app.api.once import AdminOnce
@@ -84,7 +85,7 @@ def register_teacher(
 
 def _registered(made: TeacherView) -> Event:
     told = made.model_dump(
-        include={"name", "driver", "model", "revision", "access_route", "license", "terms_id"}
+        include={"name", "driver", "model", "revision", "access_route", "license", "terms_id", "trained_on"}
     )
     return Event("teacher.register", made.id, told)
 
@@ -120,7 +121,10 @@ def change_teacher(
     teachers.check(teachers.changed_spec(reading, who.project_id, teacher, body), given.open_teacher)
     changed = teachers.change(session, who.project_id, teacher, body)
     # Names of fields only: an address may hold a password.
-    note(session, who, Event("teacher.change", changed.id, {"fields": sorted(body.model_fields_set)}))
+    told: dict[str, JsonValue] = {"fields": list[JsonValue](sorted(body.model_fields_set))}
+    if "trained_on" in body.model_fields_set:
+        told["trained_on"] = list[JsonValue](changed.trained_on)
+    note(session, who, Event("teacher.change", changed.id, told))
     return changed
 
 

@@ -46,6 +46,10 @@ def add(
         str, typer.Option(help="`weights`, or whose API: with the model it selects the terms.")
     ] = "weights",
     license: Annotated[str | None, typer.Option(help="SPDX expression of the model's licence.")] = None,
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option(help="Id of an export that it was trained on; its terms bind its rows. Repeat it."),
+    ] = None,
     max_in_flight: Annotated[
         int | None, typer.Option(min=1, help="Cap of calls in flight, over all workers.")
     ] = None,
@@ -70,6 +74,7 @@ def add(
         "revision": revision,
         "access_route": access_route,
         "license": license,
+        "trained_on": trained_on,
         "max_in_flight": max_in_flight,
         "options": dict(pair(text) for text in option or ()),
     }

@@ -98,6 +98,7 @@ def add(
         "access_route",
         "license",
         "terms_id",
+        "trained_on",
         "identity_sha256",
         "capabilities",
     )

@@ -52,6 +52,7 @@ def completion(
             Lane.revision,
             Lane.access_route,
             Lane.identity_sha256,
+            Lane.trained_on,
             Stage.name.label("stage_name"),
             Stage.sampling.label("stage_sampling"),
             Stage.top_logprobs,

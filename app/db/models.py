@@ -252,6 +252,7 @@ class Lane(Base):
     execution: Mapped[str] = mapped_column(default="calls", server_default="calls")  # calls | batch
     removed_by: Mapped[str | None]  # the takedown of its teacher: nothing more is made here
     generation_depth: Mapped[int] = mapped_column(SmallInteger, default=0, server_default="0")
+    trained_on: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # ids of exports
     parked_reason: Mapped[str | None] = mapped_column(Text)
     parked_kind: Mapped[str | None]
     parked_until: Mapped[float | None]  # tried again then; None with a reason: waits for a person

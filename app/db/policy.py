@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from app.db.export_models import Export
 from app.db.models import PromptRow, PromptSet
 from app.db.policy_models import PolicyDecision, PolicyOverride, PromptPart
 from app.db.session import db_now
@@ -116,6 +117,18 @@ def decision(connection: Connection, project_id: str, decision_id: str) -> Row[A
             PolicyDecision.id == decision_id, PolicyDecision.project_id == project_id
         )
     ).one_or_none()
+
+
+def decisions_of_exports(
+    connection: Connection, project_id: str, export_ids: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Export, and the body of the last decision about it; an export without one is absent."""
+    query = (
+        select(Export.id, PolicyDecision.body)
+        .join(PolicyDecision, PolicyDecision.id == Export.policy_decision_id)
+        .where(Export.project_id == project_id, Export.id.in_(export_ids))
+    )
+    return [(row.id, row.body) for row in connection.execute(query)]
 
 
 def decisions(

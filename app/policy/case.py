@@ -8,6 +8,7 @@ from typing import Literal
 from app.domain.sampling import IntendedUse
 from app.policy.lattice import Answer, Permissions
 from app.policy.overrides import LicenceOverride, TermsOverride
+from app.policy.parts import TrainingData
 from app.policy.rules import Moment, PolicyRules
 
 Flag = Literal["train", "compete", "commercial", "redistribute"]
@@ -28,6 +29,7 @@ class Case:
     rules: PolicyRules
     overrides: Sequence[TermsOverride]
     licence_overrides: Mapping[str, LicenceOverride]
+    training_data: Mapping[str, TrainingData]  # by export
 
     def asked(self) -> Iterator[Flag]:
         """The flags that the use depends on. Training is always meant."""

@@ -17,7 +17,7 @@ from app.policy.findings import Code, Finding, Severity, merged
 from app.policy.judgement import Judged, judge
 from app.policy.lattice import FREE, Permissions, join_all, name_prefix, share_alike_targets
 from app.policy.overrides import LicenceOverride, TermsOverride
-from app.policy.parts import Part
+from app.policy.parts import Part, TrainingData
 from app.policy.record import PermissionsRecord
 from app.policy.rules import Moment, PolicyRules
 from app.policy.terms import POLICY_VERSION, policy_digest
@@ -41,6 +41,9 @@ class DecisionInputs(BaseModel):
     overrides: tuple[TermsOverride, ...] = ()
     licence_overrides: tuple[LicenceOverride, ...] = ()
     rules: PolicyRules = PolicyRules()
+    training_data: tuple[TrainingData, ...] = Field(
+        (), description="The exports that teachers were trained on, and those that their teachers were."
+    )
 
 
 class PartVerdict(BaseModel):
@@ -120,6 +123,7 @@ def decide(
     overrides: Sequence[TermsOverride] = (),
     licence_overrides: Sequence[LicenceOverride] = (),
     rules: PolicyRules | None = None,
+    training_data: Sequence[TrainingData] = (),
 ) -> Decision:
     """Judge every part, then what holds of them together. Pure: no clock, no storage.
 
@@ -133,6 +137,7 @@ def decide(
         overrides=tuple(sorted(overrides, key=lambda override: override.id)),
         licence_overrides=tuple(sorted(licence_overrides, key=lambda override: override.id)),
         rules=rules or PolicyRules(),
+        training_data=tuple(sorted(training_data, key=lambda data: data.export)),
     )
     return _decided(inputs)
 
@@ -180,6 +185,7 @@ def _decided(inputs: DecisionInputs) -> Decision:
         rules=inputs.rules,
         overrides=inputs.overrides,
         licence_overrides={o.license_id: o for o in inputs.licence_overrides if o.in_force(inputs.today)},
+        training_data={data.export: data for data in inputs.training_data},
     )
     judged = [judge(case, part) for part in inputs.parts]
     joined = join_all(item.permissions for item in judged)
@@ -190,7 +196,7 @@ def _decided(inputs: DecisionInputs) -> Decision:
         outcome=_outcome(findings),
         policy_version=POLICY_VERSION,
         policy_digest=policy_digest(),
-        inputs_hash=fingerprint(inputs.model_dump(mode="json")).hex(),
+        inputs_hash=_hash(inputs),
         findings=findings,
         permissions=PermissionsRecord.of(joined),
         license=dataset_licence({item.part.key: item.license for item in judged}),
@@ -198,6 +204,17 @@ def _decided(inputs: DecisionInputs) -> Decision:
         offer=_offer(judged, inputs.use) if blocked else None,
         inputs=inputs,
     )
+
+
+def _hash(inputs: DecisionInputs) -> str:
+    """Inputs that came later than the first decisions count only where they say something."""
+    told = inputs.model_dump(mode="json")
+    if not inputs.training_data:
+        del told["training_data"]
+    for teacher in (teacher for part in told["parts"] for teacher in part["teachers"]):
+        if not teacher["trained_on"]:
+            del teacher["trained_on"]
+    return fingerprint(told).hex()
 
 
 def dataset_licence(by_part: dict[str, str]) -> DatasetLicence:

@@ -30,6 +30,7 @@ class Code(StrEnum):
     TERMS_SECOND_HAND = "terms-second-hand"
     TERMS_DECLARED = "terms-declared"
     TERMS_STALE = "terms-stale"
+    TRAINING_DATA_UNKNOWN = "training-data-unknown"
     NO_TERMS_FOR_MODEL = "no-terms-for-model"
     NO_TERMS_FOR_ROUTE = "no-terms-for-route"
     ROUTE_MISMATCH = "route-mismatch"

@@ -1,5 +1,7 @@
 """What is judged: the parts of a dataset, each the rows that share their teachers and their prompt's licence."""
 
+from collections.abc import Iterable
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -18,6 +20,29 @@ class TeacherRef(BaseModel):
         None,
         description="Terms that were named when it was registered; they count where no row knows the model.",
     )
+    trained_on: tuple[str, ...] = Field(
+        (), description="Exports that it was trained on: what binds their rows binds its own."
+    )
+
+
+class TrainingData(BaseModel):
+    """What an export held, as far as terms go: the teachers and the prompt licences of its rows, each once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    export: str
+    teachers: tuple[TeacherRef, ...]
+    prompt_licenses: tuple[str, ...]
+
+    @classmethod
+    def of(cls, export: str, parts: Iterable["Part"]) -> "TrainingData":
+        held = tuple(parts)
+        teachers = {teacher for part in held for teacher in part.teachers}
+        return cls(
+            export=export,
+            teachers=tuple(sorted(teachers, key=lambda one: one.model_dump_json())),
+            prompt_licenses=tuple(sorted({part.prompt_license for part in held})),
+        )
 
 
 class Part(BaseModel):

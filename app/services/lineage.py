@@ -78,6 +78,7 @@ class TeacherOrigin(BaseModel):
     access_route: str
     license: str | None
     identity: str | None
+    trained_on: list[str] = Field(description="Exports that it was trained on.")
     terms: list[str] = Field(description="Ids of the terms that bound the row when its job was judged.")
 
 
@@ -308,6 +309,7 @@ def _teacher(row: Row[Any], terms: list[str]) -> TeacherOrigin:
         access_route=row.access_route,
         license=row.teacher_license,
         identity=_hex(row.identity_sha256),
+        trained_on=row.trained_on or [],
         terms=terms,
     )
 

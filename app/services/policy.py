@@ -17,7 +17,7 @@ from app.errors import InvalidInput, PolicyRefusal
 from app.policy.decisions import Decision, Outcome, PartialOffer, decide, require_allowed
 from app.policy.findings import Finding
 from app.policy.overrides import LicenceOverride, TermsOverride
-from app.policy.parts import Part, TeacherRef
+from app.policy.parts import Part, TeacherRef, TrainingData
 from app.policy.rules import Moment, PolicyRules
 
 MAX_PARTS = 2000
@@ -61,12 +61,15 @@ class TeacherLike(Protocol):
     def license(self) -> str | None: ...
     @property
     def terms_id(self) -> str | None: ...
+    @property
+    def trained_on(self) -> Sequence[str] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
     """What every decision of one project needs: how strict the policy is, and the overrides that hold."""
 
+    project_id: str
     rules: PolicyRules
     overrides: tuple[TermsOverride, ...]
     licence_overrides: tuple[LicenceOverride, ...]
@@ -75,6 +78,7 @@ class Judge:
     def of(cls, connection: Connection, project_id: str, rules: PolicyRules) -> "Judge":
         live = [read_override(row.id, row.body) for row in rows.live_overrides(connection, project_id)]
         return cls(
+            project_id,
             rules,
             tuple(one for one in live if isinstance(one, TermsOverride)),
             tuple(one for one in live if isinstance(one, LicenceOverride)),
@@ -91,6 +95,7 @@ class Judge:
             overrides=self.overrides,
             licence_overrides=self.licence_overrides,
             rules=self.rules,
+            training_data=training_data(connection, self.project_id, parts),
         )
 
 
@@ -113,7 +118,31 @@ def teacher_ref(name: str, teacher: TeacherLike, base_url: str | None) -> Teache
         address=None if base_url is None else urlsplit(base_url).hostname,
         license=teacher.license,
         terms_id=teacher.terms_id,
+        trained_on=tuple(sorted(set(teacher.trained_on or ()))),
     )
+
+
+def training_data(connection: Connection, project_id: str, parts: Iterable[Part]) -> tuple[TrainingData, ...]:
+    """What the exports held that the teachers were trained on, and their teachers, and so on.
+
+    By the last decision about each: of what was written, once it is completed. One without a decision is absent.
+    """
+    found: dict[str, TrainingData] = {}
+    asked: set[str] = set()
+    wanted = _trained_on(teacher for part in parts for teacher in part.teachers)
+    while wanted:
+        asked |= wanted
+        made = {
+            export_id: TrainingData.of(export_id, Decision.model_validate_json(body).inputs.parts)
+            for export_id, body in rows.decisions_of_exports(connection, project_id, sorted(wanted))
+        }
+        found |= made
+        wanted = _trained_on(teacher for data in made.values() for teacher in data.teachers) - asked
+    return tuple(found.values())
+
+
+def _trained_on(teachers: Iterable[TeacherRef]) -> set[str]:
+    return {export_id for teacher in teachers for export_id in teacher.trained_on}
 
 
 def part_key(teacher: str, licence: str, assumed: bool) -> str:

@@ -59,7 +59,8 @@ class TeacherChanges(BaseModel):
     trained_on: tuple[str, ...] | None = Field(
         None,
         max_length=100,
-        description="Ids of exports that it was trained on: the generation depth of its rows follows from them.",
+        description="Ids of exports that it was trained on: the generation depth of its rows follows, and the terms of "
+        "theirs bind its own.",
     )
 
     @field_validator("terms_id")

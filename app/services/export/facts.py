@@ -35,6 +35,7 @@ class LaneFacts:
     access_route: str
     license: str | None
     terms_id: str | None
+    trained_on: tuple[str, ...]  # also what was told of it since
     generation_depth: int
     base_url: str | None
     engine: str | None
@@ -138,6 +139,7 @@ def _lane(lane: Row[Any]) -> LaneFacts:
         access_route=lane.access_route,
         license=lane.license,
         terms_id=lane.terms_id,
+        trained_on=_trained_on(lane),
         generation_depth=lane.generation_depth,
         base_url=lane.base_url,
         engine=found.get("engine"),
@@ -146,6 +148,10 @@ def _lane(lane: Row[Any]) -> LaneFacts:
         vocab_size=found.get("vocab_size"),
         token_ids=bool(found.get("token_ids")),
     )
+
+
+def _trained_on(lane: Row[Any]) -> tuple[str, ...]:
+    return tuple(sorted({*(lane.trained_on or ()), *(lane.trained_on_by_now or ())}))
 
 
 def _told(
@@ -180,6 +186,7 @@ def _told(
                 "access_route": lane.access_route,
                 "license": lane.license,
                 "terms": lane.terms_id,
+                "trained_on": list(_trained_on(lane)),
                 "generation_depth": lane.generation_depth,
                 "identity_sha256": None if lane.identity_sha256 is None else lane.identity_sha256.hex(),
             }
