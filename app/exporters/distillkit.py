@@ -2,7 +2,11 @@
 
 Logits-aligned: row i of the signal is the distribution of token i + 1, unnormalised, at temperature 1. `compressed`
 packs candidate ids with ceil(log2 V) bits, most significant first, and keeps the logprobs exactly in the chosen type;
-`compression_config.yaml` beside the data is what DistillKit must be given. Source: `distillkit/compression` at a61c2e7.
+`compression_config.yaml` beside the data is what DistillKit must be given, in either form. Source:
+`distillkit/compression` at a61c2e7.
+
+DistillKit multiplies its loss by the mask, so what stands at masked positions must give a number, too: there, each
+candidate is another one of the last ids of the vocabulary, which models seldom expect.
 
 DistillKit masks row i of the signal by `labels[i] >= 0`, unshifted, so `labels` mark the rows that have a signal:
 the token before each one that is taught. Its hard-label loss shifts `labels` as usual; with `labels: tokens` they
@@ -28,6 +32,9 @@ from app.exporters.sequences import IGNORED, Sequences, check_signal, nested, se
 _NAME: Final = "distillkit"
 _FAR: Final = -100.0
 """Stands for −inf, which DistillKit turns into NaN: exp(−100) adds nothing to any sum."""
+_LEFT: Final = 2.0**-20
+"""Mass that is left to all other tokens. DistillKit takes log1p(−mass) in float32, and its own clamp at 1 − 1e-8
+rounds to 1 there: a position whose candidates hold all mass would make the loss NaN (1 to 4 % of a small teacher's)."""
 
 _IDS: Final = pa.list_(pa.uint64())
 _BYTES: Final = pa.list_(pa.list_(pa.uint8()))
@@ -86,7 +93,7 @@ class DistillKitExporter:
         return SlicedShard(file, self.schema(), self._rows, self._k)
 
     def companions(self, summary: Summary) -> Mapping[str, bytes]:
-        if self._options.form == "raw":
+        if self._vocabulary is None:
             return {}
         return {"compression_config.yaml": self._config().encode()}
 
@@ -102,9 +109,12 @@ class DistillKitExporter:
         found = sequences(batch, self._k, counted)
         n = found.lengths
         there = found.topk_ids >= 0
-        ids = found.spread(np.where(there, found.topk_ids, 0), 0, ahead=1)
+        nowhere = self._nowhere()
+        ids = found.spread(np.where(there, found.topk_ids, nowhere), nowhere, ahead=1)
         far = np.float32(_FAR)
-        values = found.spread(np.maximum(np.where(there, found.topk_logprobs, far), far), far, ahead=1)
+        kind = np.dtype(np.float32 if self._options.form == "raw" else self._options.logprobs).newbyteorder("<")
+        own = below_one(np.maximum(np.where(there, found.topk_logprobs, far), far), kind)
+        values = found.spread(own, kind.type(far), ahead=1)
         columns = [
             lists.list_column(found.input_ids, n, _IDS),
             lists.list_column(self._labels(found), n, pa.list_(pa.int64())),
@@ -114,10 +124,14 @@ class DistillKitExporter:
             columns.append(nested(ids, n, _RAW.field("token_ids").type))
             columns.append(nested(values, n, _RAW.field("top_values").type))
         else:
-            kind = np.dtype(self._options.logprobs).newbyteorder("<")
-            columns.append(nested(values.astype(kind).view(np.uint8), n, _BYTES))
+            columns.append(nested(values.view(np.uint8), n, _BYTES))
             columns.append(nested(packed(ids, index_bits(self._vocabulary or 2)), n, _BYTES))
         return pa.Table.from_arrays(columns, schema=self.schema())
+
+    def _nowhere(self) -> NDArray[np.int32]:
+        """Ids [k] where there is no distribution, all different."""
+        end = self._vocabulary or self._k
+        return np.arange(max(0, end - self._k), max(0, end - self._k) + self._k, dtype=np.int32)
 
     def _labels(self, found: Sequences) -> NDArray[np.int32]:
         if self._options.labels == "tokens":
@@ -126,6 +140,21 @@ class DistillKitExporter:
         before = found.places[found.drawn] - 1
         marked[before] = found.input_ids[before]
         return marked
+
+
+def below_one(logprobs: NDArray[np.float32], kind: np.dtype[Any]) -> NDArray[Any]:
+    """Logprobs [T, k] in `kind`, the likeliest candidate lowered where all together hold more than 1 − `_LEFT`."""
+    made = logprobs.astype(kind)
+    mass = np.exp(made.astype(np.float64)).sum(axis=1)
+    full = np.flatnonzero(mass > 1 - _LEFT)
+    if len(full):
+        first = np.argmax(made[full], axis=1)
+        likeliest = np.exp(made[full, first].astype(np.float64))
+        wanted = np.log(np.maximum(likeliest - (mass[full] - (1 - _LEFT)), np.exp(_FAR)))
+        lowered = wanted.astype(kind)
+        above = lowered.astype(np.float64) > wanted
+        made[full, first] = np.where(above, np.nextafter(lowered, kind.type(-np.inf)), lowered)
+    return made
 
 
 def index_bits(vocabulary: int) -> int:
@@ -137,7 +166,7 @@ def packed(ids: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """[S, k] ids → uint8 [S, ceil(k·bits / 8)]: one stream of bits a row, most significant first, filled with 0."""
     as_bytes = ids.astype(">u4").view(np.uint8).reshape(*ids.shape, 4)
     each = np.unpackbits(as_bytes, axis=-1)[..., 32 - bits :]
-    return np.packbits(each.reshape(ids.shape[0], -1), axis=-1)
+    return np.packbits(each.reshape(ids.shape[0], ids.shape[1] * bits), axis=-1)
 
 
 _HOW_TO_LOAD: Final = """\

@@ -73,14 +73,12 @@ def axolotl_kd(model_dir: Path, folder: Path) -> Found:
 def distillkit(model_dir: Path, folder: Path) -> Found:
     """DistillKit is not on PyPI: its format is decoded here, and its `symmetric_uniform` divergence computed."""
     model, _ = loaded(model_dir)
-    config_file = folder / "compression_config.yaml"
-    config = None
-    if config_file.exists():
-        config = dict(line.split(": ") for line in config_file.read_text().splitlines()[1:])
+    lines = (folder / "compression_config.yaml").read_text().splitlines()[1:]
+    config = dict(line.split(": ") for line in lines)
     rows = parquet(folder)
 
     def signal(row: Any) -> tuple[Any, Any]:
-        if config is None:
+        if "top_values" in row:
             return torch.tensor(row["token_ids"]), torch.tensor(row["top_values"])
         bits, k = (int(config["d"]) - 1).bit_length(), int(config["k"])
         packed = np.array(row["bytepacked_indices"], np.uint8)
@@ -103,7 +101,8 @@ def distillkit(model_dir: Path, folder: Path) -> Found:
             inner = (values.exp() * (values - student)).sum(1)
             rest_t = torch.log1p(-values.exp().sum(1).clamp(1e-8, 1 - 1e-8))
             rest_s = torch.log1p(-student.exp().sum(1).clamp(1e-8, 1 - 1e-8))
-            total += float((inner + rest_t.exp() * (rest_t - rest_s))[mask].sum())
+            # Multiplied, as DistillKit does: one NaN under the mask would spoil the whole sum.
+            total += float(((inner + rest_t.exp() * (rest_t - rest_s)) * mask).sum())
             count += int(mask.sum())
         return total / count
 

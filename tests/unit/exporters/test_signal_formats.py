@@ -117,6 +117,27 @@ def decoded(got: dict[str, Any], i: int, form: str) -> dict[int, float]:
     return dict(zip(ids, values.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("form", ["raw", "compressed"])
+@pytest.mark.parametrize("spread", [0.5, 4.0, 9.0, 12.0, 40.0])
+def test_distillkit_takes_the_logarithm_of_what_is_left(form: str, spread: float) -> None:
+    """In float32, where its own clamp at 1 - 1e-8 is none; masked positions are multiplied away, which NaN is not."""
+    rng = np.random.default_rng(7)
+    sure = row(rng, 3, 40)
+    logits = np.zeros((40, V))
+    logits[np.arange(40), sure.tokens] = spread + rng.normal(0, 1, 40)
+    logits[:, 0] += spread / 2
+    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    made = opened("distillkit", top_k=K, form=form)
+    (got,) = parquet_rows(written(made, [replace(sure, logprobs=logprobs.astype(np.float32))])[0])
+    for i in range(len(got["input_ids"])):
+        here = decoded(got, i, form)
+        assert len(here) == K
+        mass = np.exp(np.array(list(here.values()), np.float32)).sum(dtype=np.float32)
+        assert mass < 1
+        if 2 <= i < 42:
+            same(here, candidates(replace(sure, logprobs=logprobs), i - 2), 1e-4 if form == "raw" else 1 / 63)
+
+
 def test_distillkit_says_how_it_is_packed(rows: list[Row | None]) -> None:
     made = opened("distillkit", top_k=K)
     config = made.companions(None)["compression_config.yaml"].decode()  # type: ignore[arg-type]
