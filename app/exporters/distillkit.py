@@ -112,7 +112,9 @@ class DistillKitExporter:
         nowhere = self._nowhere()
         ids = found.spread(np.where(there, found.topk_ids, nowhere), nowhere, ahead=1)
         far = np.float32(_FAR)
-        kind = np.dtype(np.float32 if self._options.form == "raw" else self._options.logprobs).newbyteorder("<")
+        kind = np.dtype(np.float32 if self._options.form == "raw" else self._options.logprobs).newbyteorder(
+            "<"
+        )
         own = below_one(np.maximum(np.where(there, found.topk_logprobs, far), far), kind)
         values = found.spread(own, kind.type(far), ahead=1)
         columns = [

@@ -24,7 +24,7 @@ from app.teachers.elicit import BEGIN, END, Forced, Piece, elicit, instructed
 from app.teachers.embedded_shots import with_shots
 from app.teachers.gguf_metadata import read_metadata
 from app.teachers.llama_rows import placed, tokens_before
-from app.teachers.pressure import Pressure, read_pressure
+from app.teachers.pressure import Pressure
 from app.teachers.replies import json_of
 from app.teachers.token_rows import columns_of_rows
 from app.teachers.transport import LocalTransport
@@ -56,6 +56,7 @@ class EmbeddedTeacher:
         self._known: OrderedDict[str, list[int]] = OrderedDict()
         # More calls than the engine has slots wait here, where they hold none of its threads.
         self._room = asyncio.Semaphore(2 * llama_cpp.SLOTS)
+        self._samples = 0  # under way, those that wait included
 
     async def capabilities(self) -> Capabilities:
         """Read from the model file: the engine is not loaded for it."""
@@ -86,11 +87,19 @@ class EmbeddedTeacher:
     async def generate(self, request: GenerateRequest) -> list[Generation]:
         _check(request)
         await self._open()
-        return list(await asyncio.gather(*(self._sample(request, index) for index in request.sample_indices)))
+        count = len(request.sample_indices)
+        self._samples += count
+        try:
+            return list(
+                await asyncio.gather(*(self._sample(request, index) for index in request.sample_indices))
+            )
+        finally:
+            self._samples -= count
 
     async def pressure(self) -> Pressure | None:
-        await self._open()
-        return None if self._http is None else await read_pressure(self._http)
+        """Counted here: the engine's own metrics know neither what it has not read yet nor who waits before it."""
+        running = min(self._samples, llama_cpp.SLOTS)
+        return Pressure(running=running, waiting=self._samples - running)
 
     async def score(self, prompt_ids: list[int], token_ids: list[int], top_logprobs: int) -> TokenColumns:
         raise Unsupported(

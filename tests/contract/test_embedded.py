@@ -9,10 +9,12 @@ import pytest
 from app.domain.sampling import SamplingParameters
 from app.errors import MalformedAnswer
 from app.teachers import embedded_model
-from app.teachers.base import GenerateRequest, Generation, Teacher
+from app.teachers.base import GenerateRequest, Generation, Teacher, TeacherSpec
 from app.teachers.embedded import EmbeddedTeacher
 from app.teachers.gguf_metadata import read_metadata
+from app.teachers.llama_cpp import SLOTS
 from app.teachers.llama_rows import placed, tokens_before
+from app.teachers.pressure import Pressure
 from tests.contract.stages import embedded, openai_llama_cpp
 
 K = 5
@@ -161,3 +163,38 @@ def test_over_chat_the_columns_are_left_out_where_tokens_are_untold() -> None:
     for made in (plain, stopped):
         assert made.tokens is not None
         assert made.provider_extra is None or "token_columns" not in made.provider_extra
+
+
+def test_samples_that_wait_are_told_at_once() -> None:
+    """The engine's limit is found from it; what the engine itself tells comes too late, and never in full."""
+
+    async def readings(teacher: EmbeddedTeacher) -> tuple[Pressure, Pressure]:
+        request = GenerateRequest(
+            messages=({"role": "user", "content": "Hi."},),
+            sampling=SamplingParameters(temperature=1.0, max_tokens=1, seed=1),
+            sample_indices=tuple(range(SLOTS + 3)),
+            deadline_s=60,
+        )
+        call = asyncio.ensure_future(teacher.generate(request))
+        await asyncio.sleep(0)  # it has begun, and nothing has answered
+        during = await teacher.pressure()
+        await call
+        after = await teacher.pressure()
+        assert during is not None
+        assert after is not None
+        return during, after
+
+    async def run(spec: TeacherSpec) -> tuple[Pressure, Pressure]:
+        teacher = EmbeddedTeacher(spec)
+        await teacher.generate(
+            GenerateRequest(
+                ({"role": "user", "content": "Hi."},), SamplingParameters(max_tokens=1), deadline_s=60
+            )
+        )
+        try:
+            return await readings(teacher)
+        finally:
+            await teacher.aclose()
+
+    with embedded() as stage:
+        assert asyncio.run(run(stage.spec)) == (Pressure(SLOTS, 3), Pressure(0, 0))
