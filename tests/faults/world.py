@@ -125,6 +125,8 @@ class Found:
     prompts: int
     completed: int
     failed: int
+    lost: int
+    doubled: int
     again: int
     lapsed: int
 
@@ -298,7 +300,7 @@ class World:
 
     def check(self, seconds: float = PATIENCE) -> Found:
         """Wait for the end of all jobs, then everything that must hold."""
-        completed = failed = prompts = lapsed = 0
+        completed = failed = prompts = lapsed = lost = doubled = 0
         storage = open_storage(str(self.folder / "storage"))
         for job in self.jobs:
             told = self.wait(job, seconds)["counts"]
@@ -309,8 +311,22 @@ class World:
             failed += counts["failed"]
             prompts += told["expected"]
             lapsed += self._lapsed(job)
+            rows, keys = self._stored(job)
+            lost, doubled = lost + told["expected"] - keys, doubled + rows - keys
         again = self.teacher.samples() - self._before[0] - completed
-        return Found(prompts, completed, failed, again, lapsed)
+        return Found(prompts, completed, failed, lost, doubled, again, lapsed)
+
+    def _stored(self, job: str) -> tuple[int, int]:
+        """Rows that have an outcome, and how many different samples they are."""
+        mine = Completion.status.in_([CompletionStatus.COMPLETED, CompletionStatus.FAILED])
+        key = select(Completion.prompt_number, Completion.teacher, Completion.sample_index, Completion.stage)
+        key = key.where(Completion.job_id == job, mine)
+        with reading(self.engine) as connection:
+            rows = connection.execute(select(func.count()).select_from(key.subquery())).scalar_one()
+            keys = connection.execute(
+                select(func.count()).select_from(key.distinct().subquery())
+            ).scalar_one()
+        return rows, keys
 
     def _lapsed(self, job: str) -> int:
         """Leases of the job's shards that ran out and were taken over."""
