@@ -88,7 +88,8 @@ def record(connection: Connection, owner: str, stripe: int, batches: Sequence[Sh
         connection.execute(insert(Part), parts)
     for (job_id, teacher), tally in _by_lane(kept).items():
         _count(connection, job_id, teacher, stripe, tally)
-        if tally.completed and connection.execute(_UNPARK, {"job": job_id, "position": teacher}).rowcount:
+        asked = tally.completed - tally.reused  # a teacher answered
+        if asked and connection.execute(_UNPARK, {"job": job_id, "position": teacher}).rowcount:
             run(connection, job_id, teacher)
     return ours
 
@@ -152,9 +153,10 @@ def _count(connection: Connection, job_id: str, teacher: int, stripe: int, tally
     place = {"job_id": job_id, "stripe": stripe}
     values = {name: getattr(tally, name) for name in Tally.__slots__}
     connection.execute(counter, {**place, "teacher": teacher, **values})
-    connection.execute(
-        pace, {**place, "rows": tally.completed + tally.failed, "tokens": tally.completion_tokens}
-    )
+    made = tally.completed + tally.failed - tally.reused  # what is reused tells nothing of the pace
+    tokens = 0 if tally.reused else tally.completion_tokens
+    if made:
+        connection.execute(pace, {**place, "rows": made, "tokens": tokens})
 
 
 @cache

@@ -50,7 +50,9 @@ class JobSpec(BaseModel):
     )
     follow: bool = Field(False, description="Go on with prompts that are appended, until the set is sealed.")
     reuse: bool = Field(
-        False, description="Take equal samples from earlier jobs of the project instead of calls."
+        False,
+        description="Take equal samples of the project's other jobs, with their tokens, instead of asking: same "
+        "teacher, prompt, sampling parameters and sample index.",
     )
     intended_use: IntendedUse = Field(
         IntendedUse(), description="What the data is for; the policy engine judges it."
@@ -66,6 +68,12 @@ class JobSpec(BaseModel):
         twice = sorted({name for name in self.teachers if self.teachers.count(name) > 1})
         if twice:
             raise ValueError(f"each teacher may be named once; named twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _reused_or_in_a_batch(self) -> "JobSpec":
+        if self.reuse and self.execution == Execution.BATCH:
+            raise ValueError("`reuse` goes with `execution: calls` only; a batch asks for everything")
         return self
 
     def stages(self) -> tuple[GenerateStage, ...]:

@@ -7,6 +7,7 @@ holdings.py    what this worker holds: lanes, shards, calls in flight
 replicas.py    the servers of a teacher: which are well, which fit a lane, which have room
 admission.py   the one place that is asked for room before each call, and told what became of it
 beginnings.py  from a claim to a shard that is worked on
+reusing.py     equal samples of earlier jobs, where the job asks for them
 careful.py     a shard over which workers died: prompt by prompt
 calls.py       one call to a teacher, to outcomes or to another try
 sending.py     which unit goes next, and what becomes of a call

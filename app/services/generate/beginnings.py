@@ -39,8 +39,10 @@ class Beginnings:
         admission: Admission,
         recorder: Recorder,
         endings: Endings,
+        take: Callable[[ShardRun], bool],
         wake: Callable[[], None],
     ) -> None:
+        """`take` records what earlier jobs have of a run; false: its lease is lost."""
         self._database = database
         self._config = config
         self._held = held
@@ -49,6 +51,7 @@ class Beginnings:
         self._admission = admission
         self._recorder = recorder
         self._endings = endings
+        self._take = take
         self._wake = wake
 
     async def begin(self, claim: shards.Claim, was_parked: bool) -> None:
@@ -74,6 +77,8 @@ class Beginnings:
         run = await self._threads.read(
             partial(load_run, self._database, claim, lane.spec, lane.capabilities.native_n)
         )
+        if lane.spec.reuse and not await self._threads.finish(partial(self._take, run)):
+            return
         if lane.closing or lane.down or self._threads.leaving:  # while the shard was read
             await self._hand_back(claim, "the lane was closed meanwhile")
             return

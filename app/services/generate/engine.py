@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.db import checkpoints, shards
 from app.db.session import passes
+from app.services.generate import reusing
 from app.services.generate.admission import Admission
 from app.services.generate.beginnings import Beginnings
 from app.services.generate.calls import Outcome
@@ -68,6 +69,7 @@ class GenerationEngine:
             self._admission,
             recorder,
             self._endings,
+            partial(reusing.take, database, storage, config.worker_id, stripe),
             wake,
         )
 
