@@ -140,13 +140,19 @@ def park(
         )
 
 
-def unpark(connection: Connection, job_id: str, teacher: int) -> None:
-    """The teacher works again; the lock of the lane comes before that of its job, as everywhere."""
-    connection.execute(
-        update(Lane)
-        .where(Lane.job_id == job_id, Lane.teacher == teacher, Lane.parked_reason.is_not(None))
-        .values(parked_kind=None, parked_reason=None, parked_until=None)
-    )
+def unpark(connection: Connection, job_id: str, teacher: int, *, timed: bool = False) -> None:
+    """The teacher works again; `timed`: only a lane that waits for no person.
+
+    The lock of the lane comes before that of its job, as everywhere.
+    """
+    mine = [Lane.job_id == job_id, Lane.teacher == teacher, Lane.parked_reason.is_not(None)]
+    if timed:
+        mine.append(Lane.parked_until.is_not(None))
+    changed = connection.execute(
+        update(Lane).where(*mine).values(parked_kind=None, parked_reason=None, parked_until=None)
+    ).rowcount
+    if timed and not changed:
+        return
     connection.execute(
         update(Job)
         .where(Job.id == job_id, Job.status == JobStatus.PARKED)

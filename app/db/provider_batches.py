@@ -259,6 +259,16 @@ def rounds_of(connection: Connection, shard_id: int) -> int:
     return connection.execute(select(Shard.batch_rounds).where(Shard.id == shard_id)).scalar_one()
 
 
+def most_rounds(connection: Connection, batch_id: str) -> int:
+    """In how many batches the shards of this one were, this one counted."""
+    return (
+        connection.execute(
+            select(func.max(Shard.batch_rounds)).where(Shard.provider_batch_id == batch_id)
+        ).scalar_one()
+        or 0
+    )
+
+
 def claim_shard(
     connection: Connection, held: Held, shard_id: int, owner: str, lease_seconds: float
 ) -> Claim | None:
@@ -308,9 +318,10 @@ def claim_shard(
 def untie(
     connection: Connection, batch_id: str, shard_ids: Sequence[int] | None = None, *, took_part: bool = True
 ) -> None:
-    """Take shards out of a batch: all that are left in it, or these.
+    """Take shards out of a batch that this worker holds: all that are left in it, or these.
 
-    Those that are finished begin at round 0 again; `took_part` false: for the others it was no round.
+    Those that are finished begin at round 0 again; `took_part` false: for the others it was no round. One into which
+    a worker was recording when it died is ready again.
     """
     tied = update(Shard).where(Shard.provider_batch_id == batch_id)
     if shard_ids is not None:
@@ -320,6 +331,11 @@ def untie(
     )
     if not took_part:
         tied = tied.values(batch_rounds=Shard.batch_rounds - 1)
+    connection.execute(
+        tied.where(Shard.status == ShardStatus.LEASED).values(
+            status=ShardStatus.READY, owner=None, lease_until=None
+        )
+    )
     connection.execute(tied.where(Shard.status != ShardStatus.FINISHED).values(provider_batch_id=None))
 
 

@@ -19,7 +19,7 @@ from app.recipes import JobSpec
 from app.services import generations, policy
 from app.services.job_views import JobEstimate, JobView, ShardView, TeacherEstimate, shard_view, views
 from app.services.teachers import rates_of, spec_of
-from app.teachers import batch_drivers
+from app.teachers import without_batch_api
 from app.teachers.prices import price_of_teacher
 
 
@@ -187,6 +187,11 @@ def _checked(session: Session, project_id: str, spec: JobSpec) -> tuple[PromptSe
             errors=[{"detail": f"no teacher is named {name!r}", "pointer": "#/teachers"} for name in missing],
         )
     teachers = [known[name] for name in spec.teachers]
+    if spec.execution == Execution.BATCH and spec.budget is not None:
+        raise Unsupported(
+            "a job in batch mode takes no budget: what a provider has begun to answer cannot be stopped at a cap; "
+            "leave the budget out (`dry_run` tells how much it can be at the most), or ask for `execution: calls`"
+        )
     for teacher in teachers:
         _check_logprobs(teacher, spec.top_logprobs)
         _check_sampling(teacher, spec.sampling)
@@ -236,12 +241,9 @@ def _check_sampling(teacher: Teacher, sampling: SamplingParameters) -> None:
 
 def _check_batch(teacher: Teacher) -> None:
     """A teacher that was never probed is believed."""
+    if (why := without_batch_api(spec_of(teacher))) is not None:
+        raise Unsupported(f"teacher {teacher.name!r} cannot do batches: {why}")
     found = teacher.capabilities
-    if teacher.driver not in batch_drivers():
-        raise Unsupported(
-            f"teacher {teacher.name!r} (driver {teacher.driver}) has no batch API; these drivers know one: "
-            f"{', '.join(batch_drivers())}"
-        )
     if found is not None and found.get("reachable") and not found.get("batch_api"):
         raise Unsupported(
             f"teacher {teacher.name!r} has no batch API that could be reached (found by its last probe): ask for "

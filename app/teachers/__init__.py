@@ -103,16 +103,27 @@ def batch_drivers() -> tuple[str, ...]:
     return tuple(_BATCH_APIS)
 
 
+def without_batch_api(spec: TeacherSpec) -> str | None:
+    """Why this teacher has no batch API, as far as that is known without asking; None: it may have one."""
+    if spec.driver not in _BATCH_APIS:
+        return f"the driver `{spec.driver}` has no batch API; these have: {', '.join(batch_drivers())}"
+    if spec.driver == "openai":
+        from app.teachers.providers import PROVIDERS
+
+        provider = PROVIDERS.get(str(spec.options.get("provider", "generic")))
+        if provider is not None and provider.batch is None:
+            return f"the provider `{provider.name}` has no batch API that the driver `openai` knows"
+    return None
+
+
 def build_batches(spec: TeacherSpec, access: TeacherAccess) -> BatchTeacher:
     """The batch API of this teacher's provider. Talks to nobody.
 
     Raises what `build` raises, and `Unsupported` where there is none.
     """
-    made = _BATCH_APIS.get(spec.driver)
-    if made is None:
-        raise Unsupported(
-            f"the driver {spec.driver!r} has no batch API; these have: {', '.join(batch_drivers())}"
-        )
+    if (why := without_batch_api(spec)) is not None:
+        raise Unsupported(why)
+    made = _BATCH_APIS[spec.driver]
     most = spec.options.get(BATCH_OPTION)
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise InvalidInput(f"`{BATCH_OPTION}` is a number of requests, 1 or more")

@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,6 +179,19 @@ def test_numbers_that_are_no_logprobs(kind: Any) -> None:
         found = faulty.probe()
         assert (found.reachable, found.max_top_logprobs) == (True, 0)
         assert found.problems
+
+
+def test_the_documented_outcomes_are_these() -> None:
+    """docs/teachers.md, "What a call ends in": each line of the table, by what the teacher does."""
+    page = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    table = page.split("## What a call ends in")[1].split("\n## ")[0]
+    lines = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ")]
+    documented = {what.strip(): kind.strip(" `") for what, kind in lines}
+    words = {"half-json": "half a JSON", "wrong-type": "content type", "huge": "64 MiB", "cut": "cuts",
+             "hang": "hangs", "drip": "drips", "429-retry-after": "429, with", "no-choices": "no choices"}  # fmt: skip
+    for kind, raised in OUTCOMES.items():
+        (found,) = [told for what, told in documented.items() if words.get(kind, kind) in what]
+        assert found == raised.kind, kind
 
 
 # -- bounded memory ----------------------------------------------------------------------------------------------

@@ -36,15 +36,18 @@ from app.teachers.batches import BatchState, BatchTeacher, BatchTold, RequestNam
 
 log = logging.getLogger(__name__)
 
+_TRIES = 3
+
 
 class Results:
     """Lines of a batch's result files, by the names of their requests; the text stays on the disk."""
 
-    def __init__(self, teacher: BatchTeacher, files: list[Path], batch_id: str) -> None:
-        """Reads every line once. Raises `MalformedAnswer` for one that is no JSON."""
+    def __init__(self, teacher: BatchTeacher, files: list[Path], batch_id: str, *, strict: bool) -> None:
+        """Reads every line once. `strict`: raises `MalformedAnswer` for one that is no JSON; else it is passed over."""
         self._files = files
         self._places: dict[RequestName, tuple[int, int, int]] = {}
         self.strangers = 0
+        self._strict = strict
         for number, file in enumerate(files):
             with file.open("rb") as lines:
                 start = 0
@@ -57,7 +60,10 @@ class Results:
         try:
             told = teacher.custom_id(line)
         except orjson.JSONDecodeError as error:
-            raise MalformedAnswer(f"a line of the batch's results is no JSON: {error}") from error
+            if self._strict:
+                raise MalformedAnswer(f"a line of the batch's results is no JSON: {error}") from error
+            log.warning("a line of the results of batch %s is no JSON and is passed over", batch_id)
+            return
         name = None if told is None else parsed_name(told)
         if name is None or name.batch != batch_id:
             self.strangers += 1
@@ -111,7 +117,9 @@ class Collecting:
             told, files = await self._fetched(held, lane, Path(folder))
             if told is not None and told.state is BatchState.UNKNOWN:
                 return told
-            results = await asyncio.to_thread(Results, lane.teacher, files, held.id)
+            # A file that was cut off is fetched again before the samples of its broken line are paid for again.
+            strict = held.tries < _TRIES
+            results = await asyncio.to_thread(Results, lane.teacher, files, held.id, strict=strict)
             if not held.confirmed and results.strangers and not len(results):
                 await asyncio.to_thread(self._not_ours, held)
                 return None

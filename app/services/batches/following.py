@@ -46,6 +46,8 @@ class Following:
         match told.state:
             case BatchState.RUNNING:
                 await asyncio.to_thread(self._write, held, seen, self._config.look_seconds)
+                if held.tries:  # it was away, and is back
+                    await asyncio.to_thread(self._lanes.unpark, spec)
             case BatchState.ENDED:
                 ended = {**seen, "status": ProviderBatchStatus.ENDED, "ended_at": db_now()}
                 await asyncio.to_thread(self._write, held, ended)
@@ -55,20 +57,28 @@ class Following:
         return False
 
     def failed(self, held: Held, told: BatchTold, seen: dict[str, Any]) -> None:
-        """No results: the samples go into another batch, later or when somebody has looked at the reason."""
+        """No results: the samples go into another batch, later or when somebody has looked at the reason.
+
+        What was lost may have been paid for: as often as a sample may be in a batch, it is asked for again unasked.
+        """
         lost = told.state is BatchState.UNKNOWN
         reason = told.error or "no reason was given"
-        if lost:
+        if lost and told.error is None:
             reason = f"the provider does not know batch {told.provider_id} any more"
         values = {**seen, "status": ProviderBatchStatus.FAILED, "error": reason, "ended_at": db_now()}
         with transaction(self._database) as connection:
             if not provider_batches.release(connection, held, 0.0, values):
                 raise LeaseLost(f"batch {held.id} is another worker's")
+            rounds = provider_batches.most_rounds(connection, held.id)
             provider_batches.untie(connection, held.id, took_part=lost)
         log.warning("batch %s failed at its provider: %s", held.id, reason)
-        if lost or held.job_status == JobStatus.CANCELLED:
+        if held.job_status == JobStatus.CANCELLED or (lost and rounds < self._config.rounds):
             return
         spec = self._lanes.load(held.job_id, held.teacher)
+        if lost:
+            reason = f"{rounds} batches of the same samples were lost; the last time {reason}"
+            self._lanes.park(spec, "teacher-permanent", reason, None)
+            return
         if told.throttled:
             detail = f"the provider has too much queued: {reason}"
             self._lanes.park(spec, "teacher-rate-limited", detail, _QUEUE_SECONDS)

@@ -73,6 +73,11 @@ class OpenLanes:
         with transaction(self._database) as connection:
             lanes.park(connection, spec.job_id, spec.teacher, kind, reason, seconds)
 
+    def unpark(self, spec: LaneSpec) -> None:
+        """The teacher that the lane waited for answers again; what waits for a person goes on waiting."""
+        with transaction(self._database) as connection:
+            lanes.unpark(connection, spec.job_id, spec.teacher, timed=True)
+
     def others(self, batch_id: str) -> set[str]:
         with reading(self._database) as connection:
             return provider_batches.others(connection, batch_id)

@@ -12,7 +12,7 @@ from app.db import provider_batches
 from app.db.provider_batches import Held
 from app.db.session import passes, transaction
 from app.domain.fingerprints import new_id
-from app.domain.lifecycle import BATCH_OVER, ProviderBatchStatus
+from app.domain.lifecycle import BATCH_OVER, JobStatus, ProviderBatchStatus
 from app.errors import (
     IdentityChanged,
     LeaseLost,
@@ -31,10 +31,12 @@ from app.services.batches.lanes import OpenLanes
 from app.services.batches.submitting import Submitting
 from app.services.generate.replicas import LaneDown
 from app.storage.places import Storage
+from app.teachers.batches import BatchState, BatchTold
 
 log = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 900.0
+_TRIES = 6  # some five minutes, before results that a provider will not give are given up
 _NEW = frozenset({ProviderBatchStatus.PLANNED, ProviderBatchStatus.SUBMITTING})
 
 
@@ -125,7 +127,10 @@ class BatchRunner:
             except LeaseLost as error:
                 log.warning("%s", error.detail)
             except LaneDown as down:
-                await self._wait_for_teacher(held, down.kind, down.detail)
+                if held.job_status == JobStatus.CANCELLED and down.kind == IdentityChanged.kind:
+                    await asyncio.to_thread(self._unreadable, held, down)
+                else:
+                    await self._wait_for_teacher(held, down.kind, down.detail)
             except (TeacherUnavailable, TeacherRefusedKey, IdentityChanged) as error:
                 await self._wait_for_teacher(held, error.kind, error.detail)
             except RateLimited as error:
@@ -136,6 +141,8 @@ class BatchRunner:
             except PermanentTeacherError as error:
                 if held.status in _NEW:
                     await asyncio.to_thread(self._refused, held, error)
+                elif held.status == ProviderBatchStatus.ENDED and held.tries >= _TRIES:
+                    await asyncio.to_thread(self._unreadable, held, error)
                 else:
                     await self._later(held, error.detail, None)
             except (StorageError, OSError) as error:
@@ -211,6 +218,12 @@ class BatchRunner:
         spec = await asyncio.to_thread(self._lanes.load, held.job_id, held.teacher)
         await asyncio.to_thread(self._lanes.park, spec, kind, detail, seconds)
         await asyncio.to_thread(self._release, held, seconds, {"tries": held.tries + 1, "error": detail})
+
+    def _unreadable(self, held: Held, error: PermanentTeacherError | LaneDown) -> None:
+        """There are results, and they cannot be had, or not be this job's: as if the provider had lost them."""
+        reason = f"the results cannot be read: {error.detail}"
+        lost = BatchTold(held.provider_id or "", BatchState.UNKNOWN, "unreadable", error=reason)
+        self._following.failed(held, lost, {})
 
     def _refused(self, held: Held, error: PermanentTeacherError) -> None:
         """The provider will not take this batch as it is: a person has to look."""

@@ -387,3 +387,98 @@ def test_files_are_deleted_at_the_provider_when_all_is_recorded(lite: World) -> 
     with lite.running():
         until(lambda: lite.ended(job))
         until(lambda: not lite.store.files)
+
+
+def test_a_provider_that_is_away_for_a_while_parks_the_job_and_is_asked_again(openai: World) -> None:
+    openai.store.looks = None
+    job = openai.job()
+    with openai.running():
+        until(lambda: openai.batches() and openai.batches()[0].status == "in_progress")
+        with transaction(openai.database) as connection:
+            connection.execute(update(Teacher).values(base_url="http://127.0.0.1:9/v1"))
+        until(lambda: openai.status(job) == "parked")
+        with transaction(openai.database) as connection:
+            connection.execute(update(Teacher).values(base_url=openai.base_url))
+        until(lambda: hurried(openai) and openai.status(job) == "running")
+        openai.store.end_all()
+        until(lambda: openai.ended(job))
+    assert openai.status(job) == "completed"
+    assert openai.check(job)["completed"] == 20
+    assert not openai.paid_twice()
+
+
+def test_a_line_that_is_no_json_is_fetched_again_and_then_given_up(lite: World) -> None:
+    fates(lite.store, {3: ["garbled", "ok"]})
+    job = lite.job(prompts=5)
+    with lite.running():
+        until(lambda: hurried(lite) and lite.ended(job))
+    assert lite.check(job) == {"completed": 5, "failed": 0, "segments": 0}
+    assert {row.prompt_number: row.attempts for row in lite.rows()} == {0: 1, 1: 1, 2: 1, 3: 2, 4: 1}
+    assert lite.store.calls["GET /v1/files/file-out-#/content"] >= 4, (
+        "a file that was cut off may be whole next time"
+    )
+
+
+def test_results_that_cannot_be_had_are_given_up_in_the_end(lite: World) -> None:
+    """Each batch may have been paid for: after so many of the same samples, a person decides."""
+    lite.store.no_results = True
+    job = lite.job(prompts=5)
+    with lite.running():
+        until(lambda: hurried(lite) and lite.status(job) == "parked")
+        time.sleep(0.3)
+        assert [batch.status for batch in lite.batches()] == ["failed"] * 3
+        reason = job_row(lite.database, job).status_reason
+        assert "3 batches of the same samples were lost" in reason
+        assert "No such File object" in reason
+        lite.store.no_results = False
+        with transaction(lite.database) as connection:  # as `resume` does
+            connection.execute(update(Lane).values(parked_kind=None, parked_reason=None, parked_until=None))
+            connection.execute(update(Job).values(status="running"))
+        until(lambda: lite.ended(job))
+    assert lite.check(job)["completed"] == 5
+
+
+def test_a_shard_that_was_being_recorded_when_the_provider_forgot_its_batch_is_free_again(
+    openai: World,
+) -> None:
+    openai.store.looks = None
+    job = openai.job()
+    with openai.running():
+        until(lambda: openai.batches() and openai.batches()[0].status == "in_progress")
+    with transaction(openai.database) as connection:  # where its worker died
+        connection.execute(
+            update(Shard)
+            .where(Shard.first_prompt == 0)
+            .values(status="leased", owner="w1/batches", lease_until=0, epoch=Shard.epoch + 1)
+        )
+    openai.store.batches.clear()
+    with openai.running("w2"):
+        until(lambda: openai.store.batches)
+        openai.store.end_all()
+        until(lambda: openai.ended(job))
+    assert openai.check(job)["completed"] == 20
+
+
+def test_a_cancelled_job_whose_teacher_became_another_lets_its_batch_go(lite: World) -> None:
+    lite.store.looks = None
+    job = lite.job()
+    with lite.running():
+        until(lambda: lite.batches() and lite.batches()[0].status == "in_progress")
+    with transaction(lite.database) as connection:
+        connection.execute(update(Lane).values(identity_sha256=bytes(32)))
+    lite.store.end_all()
+    with lite.running("w2"):
+        until(lambda: hurried(lite) and lite.status(job) == "parked")
+        assert "is not the one that this job began with" in job_row(lite.database, job).status_reason
+        assert lite.batches()[0].status == "ended"
+        with transaction(lite.database) as connection:
+            connection.execute(update(Job).values(status="cancelled"))
+        until(lambda: hurried(lite) and lite.batches()[0].status == "failed")
+    assert not lite.rows()
+
+
+def hurried(world: World) -> bool:
+    """What waits is due now."""
+    with transaction(world.database) as connection:
+        connection.exec_driver_sql("UPDATE provider_batch SET next_at = 0 WHERE owner IS NULL")
+    return True

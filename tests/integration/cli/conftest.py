@@ -75,7 +75,8 @@ def service(
     """One service for all these tests: they make things of their own, and count nothing that is not theirs."""
     folder = tmp_path_factory.mktemp("service")
     shutil.copyfile(migrated_sqlite, folder / "retort.db")
-    database, grace = f"sqlite:///{folder / 'retort.db'}", {"RETORT_ENGINE__GRACE_SECONDS": "1"}
+    database = f"sqlite:///{folder / 'retort.db'}"
+    grace = {"RETORT_ENGINE__GRACE_SECONDS": "1", "RETORT_ENGINE__BATCH_LOOK_SECONDS": "0.2"}
     key = folder / "data" / "signing.key"
     key.parent.mkdir()
     key.write_bytes(signing.new_private_key())
