@@ -18,6 +18,8 @@ from app.teachers import TeacherAccess, build
 from app.teachers.base import GenerateRequest, Generation, Teacher, TeacherSpec
 from app.teachers.vllm_engine import VllmEngineTeacher, load_in_this_process
 
+STARTED = time.monotonic()
+
 
 def told(columns: TokenColumns | None) -> dict[str, Any]:
     assert columns is not None
@@ -32,7 +34,7 @@ def told(columns: TokenColumns | None) -> dict[str, Any]:
 
 
 def request(**changes: Any) -> GenerateRequest:
-    given: dict[str, Any] = {"temperature": 1.0, "seed": 11, "max_tokens": 40}
+    given: dict[str, Any] = {"temperature": 1.0, "seed": 11, "max_tokens": 16}
     sampling = SamplingParameters(**(given | changes.pop("sampling", {})))
     turn: Any = {"role": "user", "content": "Tell me about the sea."}
     return GenerateRequest((turn,), sampling, top_logprobs=20, **changes)
@@ -40,6 +42,10 @@ def request(**changes: Any) -> GenerateRequest:
 
 def row(made: Generation) -> dict[str, Any]:
     return {"answer": made.answer, "finish": made.finish_reason, "engine": made.engine, **told(made.tokens)}
+
+
+def note(what: str) -> None:
+    print(f"{time.monotonic() - STARTED:.0f} s: {what}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 async def refused(teacher: Teacher) -> str:
@@ -60,15 +66,17 @@ async def main(model: str, options: dict[str, Any], second: bool) -> dict[str, A
         assert before.problems, "a process that is no worker must not load the engine"
     load_in_this_process()
     found = await teacher.capabilities()
+    note("loaded")
     if second:
         return {"reachable": found.reachable, "problems": found.problems}
     seen: dict[str, Any] = {"capabilities": found.as_json()}
-    plain = await teacher.generate(request(sample_indices=(0, 1, 2)))
+    plain = await teacher.generate(request(sample_indices=(0, 1)))
     seen["plain"] = [row(one) for one in plain]
-    elicited = await teacher.generate(request(elicit=Elicitation(max_reasoning_tokens=12)))
+    elicited = await teacher.generate(request(elicit=Elicitation(max_reasoning_tokens=6)))
     seen["elicited"] = row(elicited[0])
     stopped = await teacher.generate(request(sampling={"temperature": 0, "stop": (" a",)}))
     seen["stopped"] = row(stopped[0])
+    note("generated")
     first = plain[0].tokens
     assert first is not None
     scored = await teacher.score(first.prompt_ids.tolist(), first.token_ids.tolist(), 20)
@@ -81,6 +89,7 @@ async def main(model: str, options: dict[str, Any], second: bool) -> dict[str, A
     while loaded.engine.get_num_unfinished_requests() == 0 and time.monotonic() < end:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     seen["running"] = loaded.engine.get_num_unfinished_requests()
+    note("cancel")
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     seen["after_cancel"] = loaded.engine.get_num_unfinished_requests()

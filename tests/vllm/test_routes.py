@@ -296,7 +296,7 @@ def test_a_prompt_that_fills_the_context_is_refused_and_a_long_one_is_answered(
 def compact(
     server: VllmServer, body: Any, path: str = GENERATE, method: str = "POST", **options: Any
 ) -> httpx.Response:
-    given: dict[str, Any] = {"headers": CLOSE, "timeout": 60} | options
+    given: dict[str, Any] = {"headers": CLOSE, "timeout": 300} | options
     if body is not None:
         given["content"] = body if isinstance(body, bytes) else json.dumps(body)
     with httpx.Client(base_url=server.root, trust_env=False) as http:
