@@ -323,7 +323,7 @@ def test_a_token_costs_no_more_than_180_bytes(vllm_server: VllmServer) -> None:
     body = {
         "prompt_token_ids": [1, 520, 9531, 198],
         "ignore_eos": True,
-        "max_tokens": 200,
+        "max_tokens": 64,
         "top_logprobs": 20,
         "seed": 1,
     }
