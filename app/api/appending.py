@@ -20,6 +20,7 @@ from app.api.once import REPLAYED, IdempotencyKey, json_answer, request_hash
 from app.api.prompt_sets import SetId
 from app.api.resources import Resources
 from app.api.rows import inflated, row_chunks
+from app.domain.json_text import check_nothing_lost
 from app.errors import InvalidInput
 from app.services import appends
 from app.services.appends import Append, AppendView, RawRow, Ticket
@@ -202,6 +203,7 @@ def _prompts_of(body: bytes) -> list[JsonValue]:
         raise InvalidInput(
             f"the body is not JSON: {error}", errors=[{"detail": str(error), "pointer": "#"}]
         ) from error
+    check_nothing_lost(body, value)
     if not isinstance(value, dict) or not isinstance(value.get("prompts"), list):
         raise InvalidInput(
             'the body must be an object with a list: {"prompts": […]}',

@@ -192,6 +192,10 @@ def _http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 404 and detail == "Not Found":
         detail = f"there is nothing at {request.url.path}; /docs lists what there is"
+    elif error.status_code == 400 and isinstance(error.__cause__, UnicodeDecodeError):
+        detail = f"the body is not JSON in UTF-8: {error.__cause__}"
+    elif error.status_code == 400 and isinstance(error.__cause__, RecursionError):
+        detail = "the body is nested too deeply"
     elif error.status_code == 405 and detail == "Method Not Allowed":
         known = request.app.state.methods_by_path
         allowed = {method for path, methods in known if path.match(request.url.path) for method in methods}

@@ -7,11 +7,13 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
 from app.domain.fingerprints import fingerprint
+from app.domain.json_text import check_nothing_lost
 from app.domain.licences import normalise_license
 from app.domain.sampling import SamplingOverrides
 from app.errors import InvalidRow
 
 _JSON_TYPES = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list"}
+_SHOWN_STEPS = 8  # of the path to what is wrong
 NOASSERTION = "NOASSERTION"
 MAX_ROW_BYTES = 4 * 1024 * 1024
 
@@ -141,6 +143,7 @@ def parse_line(line: bytes | str) -> Prompt:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise InvalidRow(f"not JSON: {error}") from error
+    check_nothing_lost(line.encode() if isinstance(line, str) else line, value)
     return parse_value(value)
 
 
@@ -159,9 +162,11 @@ def parse_value(value: object) -> Prompt:
 def _explain(error: ValidationError) -> str:
     parts = []
     for problem in error.errors(include_url=False, include_context=False)[:5]:
-        where = ".".join(str(step) for step in problem["loc"])
+        where = ".".join(str(step)[:64] for step in problem["loc"][:_SHOWN_STEPS])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown field (put your own fields under `metadata`)"
+        elif problem["type"] == "recursion_depth_exceeded":
+            message, where = "nested too deeply", str(problem["loc"][0])
         parts.append(f"{where}: {message}" if where else message)
     return "; ".join(parts)
