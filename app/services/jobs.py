@@ -77,7 +77,7 @@ def _judged(
     rules: PolicyRules,
 ) -> Decision:
     refs = [policy.teacher_ref(teacher.name, teacher, teacher.base_url) for teacher in teachers]
-    parts = policy.parts_of_job(connection, prompts.id, refs)
+    parts = policy.parts_of_job(connection, prompts.id, refs, sealed=prompts.sealed)
     judge = policy.Judge.of(connection, project_id, rules)
     return judge.decide(connection, spec.intended_use, parts, Moment.CREATION)
 

@@ -340,10 +340,14 @@ def _terms(connection: Connection, project_id: str, row: Row[Any]) -> list[str]:
     if kept is None:
         return []
     decision = Decision.model_validate_json(kept.body)
-    for part in decision.parts:
-        if row.teacher_name in part.teachers and part.prompt_license == row.prompt_license:
+    of_teacher = [part for part in decision.parts if row.teacher_name in part.teachers]
+    for part in of_teacher:
+        if part.prompt_license == row.prompt_license:
             return list(part.terms)
-    return []
+    # A prompt that came to an open set later: what binds every row of its teacher.
+    return (
+        sorted(frozenset.intersection(*(frozenset(part.terms) for part in of_teacher))) if of_teacher else []
+    )
 
 
 def _parents(connection: Connection, project_id: str, parent_id: str | None) -> list[str]:

@@ -12,6 +12,7 @@ from app.db import audit
 from app.db import policy as rows
 from app.db.session import transaction
 from app.domain.fingerprints import new_id
+from app.domain.licences import NOASSERTION
 from app.domain.sampling import IntendedUse
 from app.errors import InvalidInput, PolicyRefusal
 from app.policy.decisions import Decision, Outcome, PartialOffer, decide, require_allowed
@@ -150,8 +151,13 @@ def part_key(teacher: str, licence: str, assumed: bool) -> str:
     return f"{teacher} | {licence}{' (assumed)' if assumed else ''}"
 
 
-def parts_of_job(connection: Connection, prompt_set_id: str, teachers: Iterable[TeacherRef]) -> list[Part]:
-    """Prompts by licence × teachers. Raises `InvalidInput` where there are too many kinds of both."""
+def parts_of_job(
+    connection: Connection, prompt_set_id: str, teachers: Sequence[TeacherRef], *, sealed: bool
+) -> list[Part]:
+    """Prompts by licence × teachers. Raises `InvalidInput` where there are too many kinds of both.
+
+    An open set may still get prompts for each teacher: one that has none yet is judged by a part without rows.
+    """
     counted = rows.parts(connection, prompt_set_id, MAX_PARTS + 1)
     made = [
         Part(
@@ -166,7 +172,20 @@ def parts_of_job(connection: Connection, prompt_set_id: str, teachers: Iterable[
         for part in counted
         if part.teacher in ("", teacher.name)
     ]
+    if not sealed:
+        asked = {teacher for part in made for teacher in part.teachers}
+        made += [_to_come(teacher) for teacher in teachers if teacher not in asked]
     return together(made)
+
+
+def _to_come(teacher: TeacherRef) -> Part:
+    """Prompts of which nothing is known yet, not even whether they come."""
+    return Part(
+        key=part_key(teacher.name, NOASSERTION, assumed=True),
+        teachers=(teacher,),
+        prompt_license=NOASSERTION,
+        prompt_license_assumed=True,
+    )
 
 
 def together(parts: Iterable[Part]) -> list[Part]:

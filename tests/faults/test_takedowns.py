@@ -17,6 +17,7 @@ from tests.fixtures.completed import Rows, add_job, complete
 pytestmark = pytest.mark.faults
 
 PROMPTS = 60
+# Before each step it says so and waits for a line: the test decides when it goes on, and no clock does.
 WORKER = """
 import sys, time
 from app.db.session import connect
@@ -25,12 +26,12 @@ from app.storage.places import open_storage
 
 def tick() -> bool:
     print("step", flush=True)
-    time.sleep(0.02)  # time to be killed between any two steps
+    assert sys.stdin.readline()
     return False
 
 database, storage = connect(sys.argv[1]), open_storage(sys.argv[2])
 while not takedown.run_next(database, storage, sys.argv[3], 0.2, tick, again_seconds=0):
-    time.sleep(0.05)
+    time.sleep(0.05)  # the lease of the one that was killed
 print("done", flush=True)
 """
 
@@ -62,26 +63,11 @@ def test_kill_after_kill(database_url: str, tmp_path: Path) -> None:
             },
         )
     kills = 0
-    for patience in range(1, 200, 2):
-        worker = subprocess.Popen(
-            [sys.executable, "-c", WORKER, database_url, str(tmp_path / "storage"), f"w{patience}"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert worker.stdout is not None
-        ended = False
-        for _ in range(patience):
-            line = worker.stdout.readline()
-            if line in ("done\n", ""):
-                ended = True
+    for n, steps in enumerate(range(1, 200, 4)):
+        kills += _killed(database_url, tmp_path, steps, within=n % 2 == 1)
+        with database.connect() as connection:
+            if connection.execute(text("SELECT status FROM takedown")).scalar() == "completed":
                 break
-        if not ended:
-            worker.send_signal(signal.SIGKILL)
-            kills += 1
-        worker.stdout.close()
-        worker.wait()
-        if ended:
-            break
     assert kills >= 3
     with database.connect() as connection:
         found = connection.execute(text("SELECT status, n_prompts, n_completions FROM takedown")).one()
@@ -101,6 +87,33 @@ def test_kill_after_kill(database_url: str, tmp_path: Path) -> None:
     kept = {n for path in paths for n in read_segment(storage, path).column("prompt_number").to_pylist()}
     assert kept == {i for i in range(PROMPTS) if i % 4}
     database.dispose()
+
+
+def _killed(database_url: str, folder: Path, steps: int, within: bool) -> bool:
+    """Let a worker take some steps and kill it, `within` the last of them or behind it.
+
+    False: it was done before its time had come.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER, database_url, str(folder / "storage"), f"w{steps}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        for n in range(steps + 1):
+            line = worker.stdout.readline()
+            if line != "step\n":
+                assert line == "done\n"
+                return False
+            if n < steps:
+                worker.stdin.write("\n")
+                worker.stdin.flush()
+                if within and n == steps - 1:
+                    break
+        worker.send_signal(signal.SIGKILL)
+    return True
 
 
 def _key(source: str) -> bytes:

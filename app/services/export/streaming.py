@@ -69,6 +69,8 @@ def stream(
             errors=[{"detail": "not lines of JSON", "pointer": "#/format"}],
         )
     selection, connection = wanted(spec.selection), session.connection()
+    # First: what is recorded before it is then among what is judged.
+    watermark = export_rows.watermark(connection, selection.jobs)
     kinds, judged = verdict(
         connection, project_id, jobs, selection, spec.intended_use, spec.on_refusal, rules
     )
@@ -79,7 +81,7 @@ def stream(
         jobs,
         selection,
         spec.split,
-        export_rows.watermark(connection, selection.jobs),
+        watermark,
         made.needs_tokens,
     )
     return LineStream(source, made, Sieve(kinds, judged.left_out))

@@ -60,6 +60,30 @@ def test_a_competing_use_of_openai_is_refused_with_its_clause_and_kept(api: Test
     assert job.status_code == 201
 
 
+@pytest.mark.parametrize("prompts", [[], [{"prompt": "a", "license": "CC0-1.0", "teacher": "small"}]])
+def test_a_teacher_is_judged_before_the_first_prompt_for_it_comes(
+    api: TestClient, made: Made, prompts: list[Any]
+) -> None:
+    gpt(made)
+    made.teacher("small")
+    set_id = api.post("/v1/prompt-sets", json={"name": "open"}).json()["id"]
+    if prompts:
+        api.post(f"/v1/prompt-sets/{set_id}/prompts", json={"prompts": prompts})
+    body = {"prompt_set": set_id, "teachers": ["small", "gpt"], "follow": True}
+    refused = api.post("/v1/jobs", json={**body, "intended_use": {"competing": True}})
+    assert refused.status_code == 403
+    (block,) = [one for one in refused.json()["findings"] if one["severity"] == "block"]
+    assert (block["section"], block["teachers"]) == ("3.3(e)", ["gpt"])
+    assert "rows" not in block
+    forecast = api.post(
+        "/v1/jobs", params={"dry_run": True}, json={**body, "intended_use": {"competing": True}}
+    )
+    assert forecast.json()["policy"]["outcome"] == "block"
+    job = api.post("/v1/jobs", json=body)
+    assert job.status_code == 201
+    assert any("NOASSERTION" in warning for warning in job.json()["policy"]["warnings"])
+
+
 def test_a_study_of_openai_is_accepted_with_a_warning_that_stays(api: TestClient, made: Made) -> None:
     gpt(made)
     body = asked(made)
