@@ -23,6 +23,7 @@ from tests.faults.world import (
     MOST_LOST,
     PATIENCE,
     PROMPTS,
+    SECONDS,
     SHORT,
     Found,
     World,
@@ -395,7 +396,7 @@ def test_everything_at_random(world: World, seed: int) -> None:  # noqa: C901 - 
     drawn = random.Random(seed)
     world.submit(n=2)
     workers = [world.start_worker(lease=SHORT) for _ in range(2)]
-    end = time.monotonic() + (300 if FULL else 15)
+    end = time.monotonic() + SECONDS
     hits, drawn_faults = 0, 0
     while time.monotonic() < end:
         time.sleep(drawn.uniform(0.3, 1.5))
@@ -448,7 +449,7 @@ def test_everything_at_random(world: World, seed: int) -> None:  # noqa: C901 - 
     found = world.check()
     assert found.failed == 0
     assert found.again <= max(1, hits) * MOST_LOST
-    name = f"{drawn_faults} faults at random in {300 if FULL else 15} s, seed {seed}"
+    name = f"{drawn_faults} faults at random in {SECONDS:.0f} s, seed {seed}"
     report.note(world.kind, "valkey", name, found, None)
 
 

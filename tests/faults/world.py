@@ -32,6 +32,7 @@ from tests.fixtures.valkey import ValkeyServer
 
 FULL = os.environ.get("RETORT_FAULTS") == "full"
 PROMPTS = int(os.environ.get("RETORT_FAULT_PROMPTS", "10000" if FULL else "400"))
+SECONDS = float(os.environ.get("RETORT_FAULT_SECONDS", "300" if FULL else "15"))  # of faults at random
 PATIENCE = 900.0 if FULL else 180.0
 SHORT, LONG = (
     3.0,
