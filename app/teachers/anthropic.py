@@ -23,8 +23,9 @@ from app.teachers.anthropic_messages import NO_LOGPROBS, REFUSES, SAMPLING, gene
 from app.teachers.base import Capabilities, GenerateRequest, Generation
 from app.teachers.batches import BATCH_OPTION
 from app.teachers.probe import QUESTION
-from app.teachers.replies import json_of
+from app.teachers.replies import answer_of, json_of
 from app.teachers.secrets import resolve
+from app.teachers.served import check_model
 from app.teachers.transport import ApiTransport
 
 BASE_URL = "https://api.anthropic.com/v1"
@@ -54,6 +55,7 @@ class AnthropicTeacher:
             headers["x-api-key"] = secret.get_secret_value()
         self.http = ApiTransport(base_url, access, headers)
         self._refused: frozenset[str] = frozenset()
+        self._served: str | None = None
 
     async def capabilities(self) -> Capabilities:
         try:
@@ -62,6 +64,7 @@ class AnthropicTeacher:
             batch_api = await self._batch_api()
         except TeacherError as error:
             return Capabilities(reachable=False, problems=(error.detail,))
+        self._served = str(answer.get("model") or self._model)
         length = model.get("max_input_tokens")
         blocks = answer.get("content")
         thought = isinstance(blocks, list) and any(
@@ -71,7 +74,7 @@ class AnthropicTeacher:
             reachable=True,
             hosted=True,
             engine=None,
-            served_model=str(answer.get("model") or self._model),
+            served_model=self._served,
             max_model_len=length if isinstance(length, int) else None,
             reasoning_field="thinking" if thought else None,
             batch_api=batch_api,
@@ -85,7 +88,13 @@ class AnthropicTeacher:
     async def _one(self, request: GenerateRequest, index: int) -> Generation:
         body, unsent = self.body(request)
         reply = await self.http.post("/messages", body, request.deadline_s)
-        return generation(json_of(reply), request, index, sha256(body), sha256(reply.body), unsent)
+        answer = answer_of(reply)
+        self.check_model(answer)
+        return generation(answer, request, index, sha256(body), sha256(reply.body), unsent)
+
+    def check_model(self, answer: Any) -> None:
+        """Raises `IdentityChanged` for an answer of another model than the probe's."""
+        check_model(answer.get("model") if isinstance(answer, dict) else None, self._served)
 
     def body(self, request: GenerateRequest) -> tuple[bytes, tuple[str, ...]]:
         """(the request as it is sent, names of the sampling parameters that it leaves out)."""

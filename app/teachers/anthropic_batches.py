@@ -115,6 +115,7 @@ class AnthropicBatches:
         if kind == "succeeded":
             sent, unsent = self._teacher.body(request)
             index = request.sample_indices[0]
+            self._teacher.check_model(result.get("message"))
             return [generation(result.get("message"), request, index, sha256(sent), sha256(line), unsent)]
         if kind != "errored":
             raise TransientTeacherError(f"not answered: {kind}")

@@ -23,8 +23,9 @@ from app.teachers.base import Capabilities, GenerateRequest, Generation
 from app.teachers.batches import BATCH_OPTION
 from app.teachers.gemini_content import MAX_TOP_LOGPROBS, REFUSES, content_body, generation
 from app.teachers.probe import QUESTION
-from app.teachers.replies import json_of
+from app.teachers.replies import answer_of, json_of
 from app.teachers.secrets import resolve
+from app.teachers.served import check_model
 from app.teachers.transport import ApiTransport
 
 BASE_URL = "https://generativelanguage.googleapis.com/v1beta"
@@ -59,6 +60,7 @@ class GeminiTeacher:
         secret = resolve(spec.secret_ref)
         headers = {} if secret is None else {"x-goog-api-key": secret.get_secret_value()}
         self.http = ApiTransport(base_url, access, headers)
+        self._served: str | None = None
 
     async def capabilities(self) -> Capabilities:
         try:
@@ -68,12 +70,13 @@ class GeminiTeacher:
             cap, problems = await self._logprobs()
         except TeacherError as error:
             return Capabilities(reachable=False, problems=(error.detail,))
+        self._served = made.engine or self._model
         length, methods = model.get("inputTokenLimit"), model.get("supportedGenerationMethods")
         return Capabilities(
             reachable=True,
             hosted=True,
             engine=None,
-            served_model=made.engine or self._model,
+            served_model=self._served,
             max_model_len=length if isinstance(length, int) else None,
             max_top_logprobs=cap,
             token_ids=cap > 0,
@@ -90,7 +93,13 @@ class GeminiTeacher:
     async def _one(self, request: GenerateRequest, index: int) -> Generation:
         body, unsent = self.body(request, index)
         reply = await self.http.post(self.path("generateContent"), body, request.deadline_s)
-        return generation(json_of(reply), request, index, sha256(body), sha256(reply.body), unsent)
+        answer = answer_of(reply)
+        self.check_model(answer)
+        return generation(answer, request, index, sha256(body), sha256(reply.body), unsent)
+
+    def check_model(self, answer: Any) -> None:
+        """Raises `IdentityChanged` for an answer of another model than the probe's."""
+        check_model(answer.get("modelVersion") if isinstance(answer, dict) else None, self._served)
 
     def body(self, request: GenerateRequest, index: int) -> tuple[bytes, tuple[str, ...]]:
         """(the request as it is sent, names of the sampling parameters that it leaves out)."""

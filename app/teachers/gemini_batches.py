@@ -98,6 +98,7 @@ class GeminiBatches:
             raise error_of(status, frozenset({name}), str(error.get("message"))[:500])
         index = request.sample_indices[0]
         sent, unsent = self._teacher.body(request, index)
+        self._teacher.check_model(found.get("response"))
         return [generation(found.get("response"), request, index, sha256(sent), sha256(line), unsent)]
 
     async def forget(self, told: BatchTold) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 from app.domain.columns import TokenColumns
 from app.domain.fingerprints import sha256
@@ -16,8 +17,9 @@ from app.teachers.elicit import Piece, elicit, instructed
 from app.teachers.pressure import Pressure, read_pressure
 from app.teachers.probe import Finding, Probe
 from app.teachers.providers import PROVIDERS
-from app.teachers.replies import json_of
+from app.teachers.replies import answer_of, json_of
 from app.teachers.secrets import resolve
+from app.teachers.served import Fingerprints, check_model
 from app.teachers.transport import ApiTransport, LocalTransport, Transport
 
 _DEFAULT_ELICITED = 4096  # tokens of trace and answer together, where the job bounds neither
@@ -49,16 +51,25 @@ class OpenAITeacher:
         self._root: Transport = client((base_url or "").rstrip("/").removesuffix("/v1"), access, headers)
         self._access = access
         self._found: Finding | None = None
+        self._fingerprints = Fingerprints(self._looked)
 
     def api(self) -> ApiTransport:
         """A connection of its own, for files."""
         return ApiTransport(self._base_url or "", self._access, self._headers)
 
     async def capabilities(self) -> Capabilities:
-        found = await Probe(self._http, self._root, self._model, self.provider, self._found).run()
+        found = await self._probed()
         if found.capabilities.reachable:
             self._found = found
+            # Hosted ones change with every deployment, and nothing tells what that means.
+            self._fingerprints.start(None if self.provider.hosted else found.fingerprint)
         return replace(found.capabilities, hosted=self.provider.hosted)
+
+    async def _probed(self) -> Finding:
+        return await Probe(self._http, self._root, self._model, self.provider, self._found).run()
+
+    async def _looked(self) -> Capabilities:
+        return (await self._probed()).capabilities
 
     async def pressure(self) -> Pressure | None:
         return None if self.provider.hosted else await read_pressure(self._root)
@@ -68,8 +79,22 @@ class OpenAITeacher:
         if request.elicit is not None and self.provider.continues_assistant and not request.top_logprobs:
             return list(await asyncio.gather(*(self._elicited(request, i) for i in request.sample_indices)))
         body, unsent = self.body(request)
-        reply = await self._http.post("/chat/completions", body, request.deadline_s)
-        return generations(json_of(reply), request, sha256(body), sha256(reply.body), unsent)
+        answer, response_hash = await self._asked(body, request.deadline_s)
+        return generations(answer, request, sha256(body), response_hash, unsent)
+
+    async def _asked(self, body: bytes, seconds: float) -> tuple[Any, bytes]:
+        """(the answer of whoever was probed, its hash)."""
+        reply = await self._http.post("/chat/completions", body, seconds)
+        answer = json_of(reply) if self.provider.refuses_by_404 else answer_of(reply)
+        self.check_model(answer)
+        if self._found is not None and isinstance(answer, dict):
+            await self._fingerprints.check(answer.get("system_fingerprint"), self._found.capabilities)
+        return answer, sha256(reply.body)
+
+    def check_model(self, answer: Any) -> None:
+        """Raises `IdentityChanged` for an answer of another model than the probe's."""
+        if self._found is not None and isinstance(answer, dict):
+            check_model(answer.get("model"), self._found.capabilities.served_model)
 
     def body(self, request: GenerateRequest) -> tuple[bytes, tuple[str, ...]]:
         """(the request as it is sent, names of the sampling parameters that it leaves out)."""
@@ -98,9 +123,8 @@ class OpenAITeacher:
             turns: tuple[Turn, ...] = (*messages, {"role": "assistant", "content": text})
             sampling = one.sampling.model_copy(update={"max_tokens": limit})
             body, left_out = self.body(replace(one, messages=turns, sampling=sampling))
-            reply = await self._http.post("/chat/completions", body, request.deadline_s)
-            answer = json_of(reply)
-            found = generations(answer, one, sha256(body), sha256(reply.body))
+            answer, response_hash = await self._asked(body, request.deadline_s)
+            found = generations(answer, one, sha256(body), response_hash)
             if not found:
                 raise MalformedAnswer("the answer has no choice")
             made = found[0]

@@ -131,7 +131,9 @@ class OpenAIBatches:
         sent, unsent = self._teacher.body(request)
         body = orjson.dumps(response.get("body"))
         reply = Reply(status if isinstance(status, int) else 502, {"content-type": "application/json"}, body)
-        return generations(json_of(reply), request, sha256(sent), sha256(line), unsent)
+        answered = json_of(reply)
+        self._teacher.check_model(answered)
+        return generations(answered, request, sha256(sent), sha256(line), unsent)
 
     async def forget(self, told: BatchTold) -> None:
         for identifier in told.files.values():

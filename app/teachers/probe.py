@@ -39,6 +39,7 @@ class Finding:
     capabilities: Capabilities
     cap: int = 0
     refused: frozenset[str] = frozenset()
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ class Probe:
             refuses=tuple(sorted(self._refused | provider.refuses)),
             problems=tuple(problems),
         )
-        return Finding(found, cap, frozenset(self._refused))
+        seen = fingerprint if isinstance(fingerprint, str) else None
+        return Finding(found, cap, frozenset(self._refused), seen)
 
     # -- the server ------------------------------------------------------------------------------------------------
 

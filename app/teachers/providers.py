@@ -54,6 +54,7 @@ class Provider:
     ids: Mapping[str, object] = field(default_factory=lambda: _NONE)  # sent always: asks for token ids
     ids_of_logprobs: Mapping[str, object] = field(default_factory=lambda: _NONE)  # sent with logprobs
     extra: Mapping[str, object] = field(default_factory=lambda: _NONE)  # sent always
+    refuses_by_404: bool = False  # says so where none of its servers can do what a prompt asks for
     continues_assistant: bool = False  # a last message of role assistant is gone on with (prefill)
     # Where a server of your own tells its version: path outside `/v1`, field, and the engine's name.
     version: tuple[str, str, str] | None = None
@@ -163,6 +164,7 @@ PROVIDERS = {
             takes_n=False,
             refuses=_TEMPLATE,
             effort="reasoning.effort",
+            refuses_by_404=True,
             extra=_fields(usage={"include": True}),  # then it says what it charged
         ),
     )

@@ -14,6 +14,7 @@ from app.errors import (
     RateLimited,
     TeacherError,
     TeacherRefusedKey,
+    TeacherUnavailable,
     TransientTeacherError,
 )
 from app.teachers.transport import Reply
@@ -48,6 +49,13 @@ def json_of(reply: Reply) -> Any:
         return orjson.loads(reply.body)
     except orjson.JSONDecodeError as error:
         raise MalformedAnswer(f"the teacher's answer is not whole JSON: {error}") from error
+
+
+def answer_of(reply: Reply) -> Any:
+    """`json_of` of a reply to a prompt. Raises `TeacherUnavailable` where path or model are gone: no prompt's fault."""
+    if reply.status == 404 and type(error := refusal(reply)) is PermanentTeacherError:
+        raise TeacherUnavailable(f"there is no such model or path: {error.detail}")
+    return json_of(reply)
 
 
 def refusal(reply: Reply) -> TeacherError:

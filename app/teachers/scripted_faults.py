@@ -67,7 +67,7 @@ async def before(request: web.Request, fault: Fault) -> web.StreamResponse | Non
                 await answer_stream.write(block)
             return answer_stream
         case "no-choices":
-            return json_response({"id": "x", "choices": [], "model": "scripted"})
+            return json_response({"id": "x", "choices": []})
     return None
 
 

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from app.domain.sampling import SamplingParameters
-from app.errors import InvalidInput, PermanentTeacherError, TeacherRefusedKey, Unsupported
+from app.errors import IdentityChanged, InvalidInput, PermanentTeacherError, TeacherRefusedKey, Unsupported
 from app.teachers import build
 from app.teachers.base import Capabilities, GenerateRequest, Generation, Turn, Usage
 from tests.contract.stages import ACCESS, Stage, anthropic, gemini
@@ -302,3 +302,27 @@ def test_what_gemini_has_no_place_for(google: Stage) -> None:
         ask(google, messages=(image,))
     with pytest.raises(InvalidInput, match="is a list"):
         build(replace(google.spec, options={"safety_settings": {}}), ACCESS)
+
+
+# -- whoever answers is who was probed -------------------------------------------------------------------------------
+
+
+def test_an_alias_that_leads_to_another_model_is_another_teacher(claude: Stage, google: Stage) -> None:
+    async def run(stage: Stage) -> None:
+        teacher = stage.teacher()
+        request = GenerateRequest(messages=(HI,), sampling=SamplingParameters(max_tokens=64))
+        try:
+            await teacher.capabilities()
+            await teacher.generate(request)
+            stage.state.version = "20270102"
+            with pytest.raises(IdentityChanged, match=r"20270102|-102"):
+                await teacher.generate(request)
+            await (
+                teacher.capabilities()
+            )  # the lane asks again who it is, and compares with what the job began with
+            await teacher.generate(request)
+        finally:
+            await teacher.aclose()
+
+    for stage in (claude, google):
+        asyncio.run(run(stage))

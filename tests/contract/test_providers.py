@@ -14,12 +14,15 @@ from pydantic import JsonValue
 from app.domain.sampling import Elicitation, SamplingParameters
 from app.domain.teacher import TeacherSpec
 from app.errors import (
+    IdentityChanged,
     InvalidInput,
     MalformedAnswer,
     Overloaded,
+    PermanentTeacherError,
     RateLimited,
     TeacherError,
     TeacherRefusedKey,
+    TeacherUnavailable,
     TransientTeacherError,
     Unsupported,
 )
@@ -436,3 +439,75 @@ def test_an_unknown_provider_is_told_the_known_ones() -> None:
 @pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
 def test_every_hosted_provider_has_an_address_and_prices(provider: Any) -> None:
     assert (provider.base_url is not None) == provider.hosted == (provider.prices is not None)
+
+
+# -- whoever answers is who was probed -------------------------------------------------------------------------------
+
+
+def asked_again(provider: Provider, change: Callable[[], None]) -> Generation:
+    """The answer after `change`, by a teacher that was probed and has answered before it."""
+    request = GenerateRequest(
+        messages=({"role": "user", "content": "hello"},), sampling=SamplingParameters(max_tokens=8)
+    )
+
+    async def work(teacher: Any) -> Generation:
+        await teacher.capabilities()
+        await teacher.generate(request)
+        change()
+        (made,) = await teacher.generate(request)
+        (made,) = await teacher.generate(request)
+        return made  # type: ignore[no-any-return]
+
+    found: Generation = provider._run(work)
+    return found
+
+
+@pytest.mark.parametrize("name", ["openai", "generic"])
+def test_an_alias_that_leads_to_another_model_is_another_teacher(name: str) -> None:
+    provider = Provider(name, always(completion(model="m-2026-01")))
+
+    def change() -> None:
+        provider.answer = always(completion(model="m-2026-06"))
+
+    with pytest.raises(IdentityChanged, match=r"'m-2026-06'.*'m-2026-01'"):
+        asked_again(provider, change)
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_another_fingerprint_is_looked_at_once(version: str) -> None:
+    """Another one of the same version may be another configuration; another version is another teacher."""
+    others: dict[str, Json] = {"/version": {"version": "1.0"}}
+    provider = Provider("vllm", always(completion(system_fingerprint="vllm-a")), others)
+    asked: list[int] = []
+
+    def change() -> None:
+        provider.answer = always(completion(system_fingerprint="vllm-b"))
+        others["/version"] = {"version": version}
+        asked.append(len(provider.bodies))
+
+    if version == "1.0":
+        asked_again(provider, change)
+        probe = asked[0] - 1
+        assert len(provider.bodies) - asked[0] <= 2 + probe, "two answers, and one probe at the most"
+    else:
+        with pytest.raises(IdentityChanged, match=r"vllm 1\.1"):
+            asked_again(provider, change)
+
+
+def test_a_hosted_providers_fingerprints_say_nothing() -> None:
+    provider = Provider("openai", always(completion(system_fingerprint="fp_1")))
+
+    def change() -> None:
+        provider.answer = always(completion(system_fingerprint="fp_2"))
+
+    assert asked_again(provider, change).engine == "fp_2"
+
+
+def test_a_model_that_is_gone_is_no_fault_of_the_prompt() -> None:
+    gone = always({"error": {"message": "The model `m` does not exist", "code": "model_not_found"}}, 404)
+    with pytest.raises(TeacherUnavailable, match="does not exist"):
+        Provider("openai", gone).ask()
+    nobody = always({"error": {"message": "No endpoints found that support image input", "code": 404}}, 404)
+    with pytest.raises(PermanentTeacherError) as raised:  # it is the prompt's: the relay has none for it
+        Provider("openrouter", nobody).ask()
+    assert type(raised.value) is PermanentTeacherError

@@ -143,3 +143,18 @@ def test_a_refused_key_parks_the_job_and_burns_nothing(engine: Engine, tmp_path:
     check_whole(engine, open_storage(str(tmp_path / "storage")), job)
     with reading(engine) as connection:
         assert set(connection.execute(select(Completion.attempts)).scalars()) == {1}
+
+
+def test_a_model_that_is_gone_parks_the_job_and_burns_nothing(engine: Engine, tmp_path: Path) -> None:
+    server = ScriptedTeacher(Script(model="null", tokens=8, delay=0.05))
+    with serving(server.application) as url:
+        job = job_at(engine, url, prompts=100)
+        with running(engine, tmp_path):
+            until(lambda: server.calls > 5)
+            server.script = Script(model="another", tokens=8)
+            until(lambda: job_row(engine, job).status == "parked")
+            assert "does not exist" in job_row(engine, job).status_reason
+            server.script = Script(model="null", tokens=8)
+            until(lambda: job_row(engine, job).status == "completed")
+    counts = check_whole(engine, open_storage(str(tmp_path / "storage")), job)
+    assert (counts["completed"], counts["failed"]) == (100, 0)
