@@ -97,6 +97,10 @@ class Shard(Protocol):
         """Append a batch: some tens of MiB at most, cut at the same rows whenever the same selection is exported."""
         ...
 
+    def settle(self) -> None:
+        """All batches so far are in the file. Before, a thread may be at work on the last one."""
+        ...
+
     def close(self) -> None:
         """Finish the file. Whoever opened the target closes it."""
         ...
@@ -148,3 +152,6 @@ class Counted:
     def drop(self, reason: str, n: int) -> None:
         if n:
             self.dropped[reason] = self.dropped.get(reason, 0) + n
+
+    def settle(self) -> None:
+        """A shard that writes at once has nothing to wait for."""

@@ -34,10 +34,9 @@ def counts_of(batch: pa.RecordBatch) -> Counts:
         values = pc.value_counts(batch.column(name))
         keys = values.field("values").fill_null("").to_pylist()
         found[name] = dict(zip(keys, values.field("counts").to_pylist(), strict=True))
-    days = pc.value_counts(pc.strftime(batch.column("generated_at"), format="%Y-%m-%d"))
-    found["generated_on"] = dict(
-        zip(days.field("values").to_pylist(), days.field("counts").to_pylist(), strict=True)
-    )
+    days = pc.value_counts(batch.column("generated_at").cast(pa.date32(), safe=False))
+    names = days.field("values").cast(pa.string()).to_pylist()
+    found["generated_on"] = dict(zip(names, days.field("counts").to_pylist(), strict=True))
     found["tokens"] = {name: pc.sum(batch.column(name)).as_py() or 0 for name in SUMMED}
     found["reasoning"] = {
         "present": batch.num_rows - batch.column("reasoning").null_count,

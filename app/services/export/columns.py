@@ -1,5 +1,6 @@
 """Rows of the database as the columns of a batch (`app.exporters.batch`): a column at a time, not a dict a row."""
 
+from binascii import hexlify
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,6 @@ _HASHES = {
     "response_sha256": "response_hash",
     "content_sha256": "content_hash",
 }
-_HEX = np.frombuffer(b"".join(b"%02x" % i for i in range(256)), np.uint16)  # a byte's two digits, as they lie
 
 
 def text_batch(prompts: Prompts, job: JobFacts, stage: StageFacts) -> pa.RecordBatch:
@@ -119,9 +119,9 @@ def _parents(parents: Sequence[str | None]) -> pa.Array:
 def _hex(values: Sequence[bytes | None]) -> pa.Array:
     """32-byte digests as hexadecimal text."""
     there = pa.array(values, pa.binary(32))
-    raw = np.frombuffer(there.fill_null(bytes(32)).buffers()[1], np.uint8)
+    raw = there.fill_null(bytes(32)).buffers()[1]
     offsets = np.arange(len(values) + 1, dtype=np.int32) * 64
-    text = pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(_HEX[raw]))
+    text = pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(hexlify(raw)))
     return pc.if_else(there.is_valid(), text, None) if there.null_count else text
 
 

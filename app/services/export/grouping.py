@@ -1,7 +1,5 @@
 """Rows of one split in portions that are cut at the same places however the rows came: a portion is a row group."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -17,32 +15,39 @@ class Portions:
     def __init__(self, rows_per_file: int) -> None:
         self._rows_per_file = rows_per_file
         self._waiting: list[pa.Table] = []
-        self._n_rows = 0
+        self._sizes: list[NDArray[np.int64]] = []
+        self.n_rows = 0  # that wait
         self._n_bytes = 0
         self._in_file = 0
 
-    def add(self, table: pa.Table, sizes: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
-        """Take rows in, give the portions that are full. The next one is asked for when the last one is written."""
-        start = 0
-        while start < table.num_rows:
-            ends = np.cumsum(sizes[start:]) + self._n_bytes
-            by_bytes = int(np.searchsorted(ends, PORTION_BYTES)) + 1
-            room = min(PORTION_ROWS, self._rows_per_file - self._in_file) - self._n_rows
-            n = min(by_bytes, room, table.num_rows - start)
-            self._waiting.append(table.slice(start, n))
-            self._n_rows += n
-            self._n_bytes = int(ends[n - 1])
-            start += n
-            if n in (by_bytes, room):
-                yield from self.rest()
+    def add(self, table: pa.Table, sizes: NDArray[np.int64]) -> None:
+        """Take rows in. `sizes`: bytes that each takes, roughly."""
+        self._waiting.append(table)
+        self._sizes.append(sizes)
+        self.n_rows += table.num_rows
+        self._n_bytes += int(sizes.sum())
 
-    def rest(self) -> Iterator[pa.RecordBatch]:
-        """What waits for more rows, if anything does: at the end of the rows."""
-        if self._n_rows:
-            whole = pa.concat_tables(self._waiting).combine_chunks().to_batches()
-            self._in_file += self._n_rows
-            self._waiting, self._n_rows, self._n_bytes = [], 0, 0
-            yield from whole
+    @property
+    def full(self) -> bool:
+        """Whether there is a whole portion. A new file can only make it wait for more."""
+        return self._n_bytes >= PORTION_BYTES or self.n_rows >= self._room
+
+    @property
+    def _room(self) -> int:
+        return min(PORTION_ROWS, self._rows_per_file - self._in_file)
+
+    def cut(self) -> pa.RecordBatch:
+        """The next portion, or what there is of it. Some row must wait."""
+        sizes = np.concatenate(self._sizes)
+        by_bytes = int(np.searchsorted(np.cumsum(sizes), PORTION_BYTES)) + 1
+        n = min(by_bytes, self._room, self.n_rows)
+        table = pa.concat_tables(self._waiting)
+        self._waiting, self._sizes = [table.slice(n)], [sizes[n:]]
+        self.n_rows -= n
+        self._n_bytes -= int(sizes[:n].sum())
+        self._in_file += n
+        (portion,) = table.slice(0, n).combine_chunks().to_batches()
+        return portion
 
     def new_file(self) -> None:
         """The next portion begins a file."""

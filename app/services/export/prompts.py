@@ -129,6 +129,14 @@ def prompts_of(
     made = Prompts()
     whole = split.trivial
     last, passes, at, code = -1, False, -1, 0
+    if whole and not conditions and keep is None:  # nothing to ask of a row: most exports
+        for row in rows:
+            if row[_NUMBER] != last:
+                last, at = row[_NUMBER], at + 1
+                made.add(orjson.loads(row[_BODY]), 0)
+            made.of_row.append(at)
+        made.rows = list(rows)
+        return made
     body: dict[str, Any] = {}
     for row in rows:
         if row[_NUMBER] != last:

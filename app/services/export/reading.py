@@ -4,10 +4,7 @@ The order is (job, stage, prompt number, teacher's position, sample index): it d
 pages, or where a reader began.
 """
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +28,6 @@ from app.storage.places import Storage
 
 _PAGE_BYTES = 16 * 1024 * 1024
 _PAGE_ROWS = 4096
-_AHEAD = 1
 _TEACHER, _PROMPT, _SAMPLE = (NAMES.index(name) for name in ("teacher", "prompt_number", "sample_index"))
 
 # (job, position of the stage, prompt number, teacher, sample index): tuples compare as rows follow one another.
@@ -145,40 +141,3 @@ class Source:
 def _behind(done: Mapping[str, Place], stage: tuple[str, int], row: Sequence[Any], split: int) -> bool:
     """Whether no finished file of its split has the row."""
     return (*stage, row[_PROMPT], row[_TEACHER], row[_SAMPLE]) > done.get(SPLITS[split], START)
-
-
-@contextmanager
-def ahead(pages: Callable[[], Iterator[Page]]) -> Iterator[Iterator[Page]]:
-    """The same pages, read by a thread of their own, a few ahead: one reads while the other compresses."""
-    made: queue.Queue[Page | BaseException | None] = queue.Queue(_AHEAD)
-    left = threading.Event()
-
-    def put(item: Page | BaseException | None) -> None:
-        while not left.is_set():
-            with suppress(queue.Full):
-                made.put(item, timeout=0.2)
-                return
-
-    def read() -> None:
-        try:
-            for page in pages():
-                put(page)
-                if left.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # noqa: BLE001 - raised again where the pages are taken
-            put(error)
-
-    def taken() -> Iterator[Page]:
-        while (item := made.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=read, name="export-reader", daemon=True)
-    thread.start()
-    try:
-        yield taken()
-    finally:
-        left.set()
-        thread.join()

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +39,7 @@ from app.services.export.facts import JobFacts, facts
 from app.services.export.grouping import Portions
 from app.services.export.judging import Sieve, by_part, verdict
 from app.services.export.members import Members
-from app.services.export.reading import START, Page, Place, Source, ahead
+from app.services.export.reading import START, Page, Place, Source
 from app.services.export.spec import FileSize, Layout, Selection
 from app.services.policy import Judge, keep, keep_refusal
 from app.storage.places import NewFile, Storage
@@ -180,6 +181,7 @@ class _Open:
         self.new = new
         self.shard = shard
         self.n_taken = 0
+        self.n_bytes = 0  # when it was settled last
         self.counts: Counts = {"part": {}, "left_out": {}}
         self.place: Place = START
         self.members = Members()
@@ -197,7 +199,14 @@ class _Open:
         last = [portion.column(name)[-1].as_py() for name in _PLACE]
         self.place = (str(last[0]), int(last[1]), int(last[2]), int(last[3]), int(last[4]))
 
+    def settle(self) -> None:
+        """All that was given is in the file."""
+        self.shard.settle()
+        self.n_bytes = self.new.file.tell()
+
     def abandon(self) -> None:
+        with suppress(Exception):  # what is told is why the file is given up
+            self.shard.settle()
         self.new.abandon()
 
 
@@ -273,13 +282,13 @@ class _Attempt:
             self._exporter.needs_tokens,
         )
         try:
-            with ahead(lambda: source.pages(done)) as pages:
-                for page in pages:
-                    self._take(page)
-                    self._show()
+            for page in source.pages(done):
+                self._take(page)
+                self._show()
             for split, portions in self._portions.items():
-                for portion in portions.rest():
-                    self._write(split, portion)
+                if portions.n_rows:
+                    self._settle(split)
+                    self._write(split, portions.cut())
             if not self._finished and not self._open:
                 self._begin(SPLITS[0])  # no rows are a file without rows
             for split in list(self._open):
@@ -311,15 +320,27 @@ class _Attempt:
                 chosen = mine.to_numpy(zero_copy_only=False)
                 if chosen.any():
                     parts.append((split, page.table.filter(mine), page.sizes[chosen]))
-        for split, batch, sizes in parts:
-            for portion in self._portions[split].add(batch, sizes):
-                self._write(split, portion)
+        for split, table, sizes in parts:
+            portions = self._portions[split]
+            portions.add(table, sizes)
+            while portions.full:
+                self._settle(split)
+                if portions.full:  # a file that began has room for more
+                    self._write(split, portions.cut())
+
+    def _settle(self, split: str) -> None:
+        """Wait for what is being written: its file's size decides into which file the next portion goes."""
+        file = self._open.get(split)
+        if file is not None:
+            file.settle()
+            if file.n_bytes >= self._size.bytes:
+                self._finish(split)
 
     def _write(self, split: str, portion: pa.RecordBatch) -> None:
         self._lease.check()
         file = self._open.get(split) or self._begin(split)
         file.write(portion)
-        if file.n_taken >= self._size.rows or file.new.file.tell() >= self._size.bytes:
+        if file.n_taken >= self._size.rows:
             self._finish(split)
 
     def _begin(self, split: str) -> _Open:
@@ -358,7 +379,7 @@ class _Attempt:
         n_rows = sum(file.n_rows or 0 for file in self._finished)
         n_rows += sum(file.shard.n_rows for file in self._open.values())
         n_bytes = sum(file.n_bytes for file in self._finished)
-        n_bytes += sum(file.new.file.tell() for file in self._open.values())
+        n_bytes += sum(file.n_bytes for file in self._open.values())
         rate = self._n_seen / max(0.001, time.monotonic() - self._began)
         self._lease.progress = Progress(n_rows, self._n_seen, n_bytes, rate)
 

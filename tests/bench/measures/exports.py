@@ -1,6 +1,6 @@
 """A large export: a worker's process that makes it, beside pyarrow writing the same columns; speed, CPU and memory.
 
-Neither is pinned to a core: one thread reads and another one writes, and that is what makes an export's speed.
+Neither is pinned to a core: an export reads in one thread while another one writes, and that is what makes its speed.
 """
 
 import subprocess
