@@ -18,8 +18,7 @@ from app.errors import (
     LeaseLost,
     PermanentTeacherError,
     RateLimited,
-    StorageError,
-    TeacherError,
+    RetortError,
     TeacherRefusedKey,
     TeacherUnavailable,
     TransientTeacherError,
@@ -95,7 +94,7 @@ class BatchRunner:
             spec = await asyncio.to_thread(self._lanes.load, lane.job_id, lane.teacher)
             try:
                 limits = (await self._lanes.teacher(spec)).limits
-            except TeacherError as error:
+            except RetortError as error:
                 await asyncio.to_thread(
                     self._lanes.park, spec, error.kind, error.detail, self._config.park_seconds
                 )
@@ -124,29 +123,10 @@ class BatchRunner:
         async with self._beating(held):
             try:
                 await self._do(held)
-            except LeaseLost as error:
-                log.warning("%s", error.detail)
-            except LaneDown as down:
-                if held.job_status == JobStatus.CANCELLED and down.kind == IdentityChanged.kind:
-                    await asyncio.to_thread(self._unreadable, held, down)
-                else:
-                    await self._wait_for_teacher(held, down.kind, down.detail)
-            except (TeacherUnavailable, TeacherRefusedKey, IdentityChanged) as error:
-                await self._wait_for_teacher(held, error.kind, error.detail)
-            except RateLimited as error:
-                wait = error.retry_after if error.retry_after is not None else 60.0
-                await self._later(held, error.detail, wait)
-            except TransientTeacherError as error:
-                await self._later(held, error.detail, error.retry_after)
-            except PermanentTeacherError as error:
-                if held.status in _NEW:
-                    await asyncio.to_thread(self._refused, held, error)
-                elif held.status == ProviderBatchStatus.ENDED and held.tries >= _TRIES:
-                    await asyncio.to_thread(self._unreadable, held, error)
-                else:
-                    await self._later(held, error.detail, None)
-            except (StorageError, OSError) as error:
-                await self._later(held, str(error), None)
+            except DBAPIError:
+                raise
+            except Exception as error:  # noqa: BLE001 - each kind is told apart there; a driver's bug is one of them
+                await self._went_wrong(held, error)
         return True
 
     async def _do(self, held: Held) -> None:
@@ -204,6 +184,30 @@ class BatchRunner:
             await asyncio.gather(task, return_exceptions=True)
 
     # -- what goes wrong ---------------------------------------------------------------------------------------
+
+    async def _went_wrong(self, held: Held, error: Exception) -> None:
+        match error:
+            case LeaseLost():
+                log.warning("%s", error.detail)
+            case LaneDown() if held.job_status == JobStatus.CANCELLED and error.kind == IdentityChanged.kind:
+                await asyncio.to_thread(self._unreadable, held, error)
+            case LaneDown() | TeacherUnavailable() | TeacherRefusedKey() | IdentityChanged():
+                await self._wait_for_teacher(held, error.kind, error.detail)
+            case RateLimited():
+                wait = error.retry_after if error.retry_after is not None else 60.0
+                await self._later(held, error.detail, wait)
+            case TransientTeacherError():
+                await self._later(held, error.detail, error.retry_after)
+            case PermanentTeacherError() if held.status in _NEW:
+                await asyncio.to_thread(self._refused, held, error)
+            case PermanentTeacherError() if held.status == ProviderBatchStatus.ENDED and held.tries >= _TRIES:
+                await asyncio.to_thread(self._unreadable, held, error)
+            case RetortError():
+                await self._later(held, error.detail, None)
+            case _:
+                if not isinstance(error, OSError):  # what a driver did not foresee takes no worker with it
+                    log.error("batch %s", held.id, exc_info=error)
+                await self._later(held, f"{type(error).__name__}: {error}", None)
 
     async def _later(self, held: Held, detail: str, wait: float | None) -> None:
         """The same step again, after what the provider asked for, else later and later."""

@@ -477,6 +477,50 @@ def test_a_cancelled_job_whose_teacher_became_another_lets_its_batch_go(lite: Wo
     assert not lite.rows()
 
 
+def test_answers_of_another_model_are_failed_rows_and_can_be_asked_for_again(each: World) -> None:
+    """The alias led to another model by the time that the batch was worked off."""
+    each.store.looks = None
+    each.store.api.version = "20260101"
+    job = each.job(prompts=4)
+    with each.running():
+        until(lambda: each.batches() and each.batches()[0].status == "in_progress")
+        each.store.api.version = "20270102"
+        each.store.end_all()
+        until(lambda: each.ended(job))
+        assert {row.error_kind for row in each.rows()} == {"teacher-identity-changed"}
+        each.store.api.version = "20260101"
+        each.store.looks = 1
+        assert retry(each.database, job_row(each.database, job).project_id, "key", job, ()).n_retried == 4
+        until(lambda: each.status(job) == "completed" and each.check(job)["failed"] == 0)
+    assert each.check(job)["completed"] == 4
+
+
+@pytest.mark.parametrize("batch_max_requests", [0, "many"])
+def test_options_that_are_none_park_the_job_and_not_the_worker(lite: World, batch_max_requests: Any) -> None:
+    job = lite.job(options={"provider": "generic", "batch_max_requests": batch_max_requests})
+    with lite.running():
+        until(lambda: lite.status(job) == "parked")
+        assert "`batch_max_requests`" in job_row(lite.database, job).status_reason
+
+
+def test_a_provider_that_talks_nonsense_takes_no_worker_with_it(each: World) -> None:
+    """Whatever it tells of a batch: the step is tried again, and the row says what came."""
+    nonsense: list[Any] = [
+        [], "batch", 7, None, {"id": 7}, {"id": "b", "request_counts": [1]},
+        {"id": "b", "status": {}, "errors": {"data": [1]}, "request_counts": {"completed": "x"}},
+        {"name": "batches/b", "metadata": "x"}, {"name": "batches/b", "metadata": {"batchStats": 3}},
+        {"id": "b", "processing_status": None, "request_counts": {"succeeded": "x"}},
+    ]  # fmt: skip
+    each.store.looks = None
+    each.store.nonsense = nonsense
+    job = each.job(prompts=4)
+    with each.running():
+        until(lambda: hurried(each) and not nonsense)
+        each.store.end_all()
+        until(lambda: hurried(each) and each.ended(job))
+    assert each.check(job) == {"completed": 4, "failed": 0, "segments": 0}
+
+
 def hurried(world: World) -> bool:
     """What waits is due now."""
     with transaction(world.database) as connection:
