@@ -185,7 +185,12 @@ def jobs(connection: Connection, job_ids: Sequence[str]) -> list[Row[Any]]:
 def lanes(connection: Connection, job_ids: Sequence[str]) -> list[Row[Any]]:
     return list(
         connection.execute(
-            select(Lane.__table__, Teacher.base_url, Teacher.trained_on.label("trained_on_by_now"))
+            select(
+                Lane.__table__,
+                Teacher.base_url,
+                Teacher.past_hosts,
+                Teacher.trained_on.label("trained_on_by_now"),
+            )
             .join(Teacher, Teacher.id == Lane.teacher_id)
             .where(Lane.job_id.in_(job_ids))
             .order_by(Lane.job_id, Lane.teacher)

@@ -94,6 +94,7 @@ class Teacher(Base):
     revision: Mapped[str | None]
     access_route: Mapped[str]  # weights | openai-api | together | …: with the model it selects the terms
     base_url: Mapped[str | None]
+    past_hosts: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # names, of earlier URLs
     secret_ref: Mapped[str | None]  # env:NAME or file:/path, never the secret
     license: Mapped[str | None]  # SPDX expression of the model
     terms_id: Mapped[str | None]

@@ -212,8 +212,9 @@ def _hash(inputs: DecisionInputs) -> str:
     if not inputs.training_data:
         del told["training_data"]
     for teacher in (teacher for part in told["parts"] for teacher in part["teachers"]):
-        if not teacher["trained_on"]:
-            del teacher["trained_on"]
+        for name in ("trained_on", "past_addresses"):
+            if not teacher[name]:
+                del teacher[name]
     return fingerprint(told).hex()
 
 

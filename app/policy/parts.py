@@ -15,6 +15,9 @@ class TeacherRef(BaseModel):
     revision: str | None = None
     access_route: str = Field(description="`weights`, `openai-api`, `together`, …: see routes.toml.")
     address: str | None = None
+    past_addresses: tuple[str, ...] = Field(
+        (), description="Host names of URLs that it had before: rows may have been made there."
+    )
     license: str | None = Field(None, description="SPDX expression that the user gave for the model.")
     terms_id: str | None = Field(
         None,

@@ -60,14 +60,14 @@ class Bound:
 class Resolution:
     """All terms of one teacher. `missing`: axes on which nothing is known (they block).
 
-    `lapsed`: overrides that would match but are not in force. `address_route`: the route that the address belongs to,
-    where the declared one is another; its terms are bound as well.
+    `lapsed`: overrides that would match but are not in force. `address_routes`: the routes that its present or an
+    earlier address belongs to, other than the declared one; their terms are bound as well.
     """
 
     bound: tuple[Bound, ...]
     missing: tuple[Axis, ...]
     lapsed: tuple[TermsOverride, ...] = ()
-    address_route: str | None = None
+    address_routes: tuple[str, ...] = ()
 
 
 def resolve(teacher: TeacherRef, overrides: Sequence[TermsOverride], today: date) -> Resolution:
@@ -78,9 +78,8 @@ def resolve(teacher: TeacherRef, overrides: Sequence[TermsOverride], today: date
     matching = [override for override in overrides if _overrides(override, teacher)]
     in_force = sorted((o for o in matching if o.in_force(today)), key=_override_rank, reverse=True)
     lapsed = tuple(o for o in matching if not o.in_force(today))
-    address_route = route_of(teacher.address)
-    if address_route == teacher.access_route:
-        address_route = None
+    found = (route_of(address) for address in (teacher.address, *teacher.past_addresses))
+    address_routes = tuple(dict.fromkeys(r for r in found if r is not None and r != teacher.access_route))
 
     bound: list[Bound] = []
     missing: list[Axis] = []
@@ -90,13 +89,13 @@ def resolve(teacher: TeacherRef, overrides: Sequence[TermsOverride], today: date
         if chosen is not None:
             bound.extend(Bound(axis, terms, Evidence.OWN, chosen) for terms in chosen.bound_terms())
             continue
-        shipped = _model_terms(teacher) if axis == "teacher" else _host_terms(teacher, address_route)
+        shipped = _model_terms(teacher) if axis == "teacher" else _host_terms(teacher, address_routes)
         if shipped is None:
             missing.append(axis)
         else:
             bound.extend(shipped)
     unique = {(b.terms.id, b.evidence): b for b in reversed(bound)}
-    return Resolution(tuple(reversed(unique.values())), tuple(missing), lapsed, address_route)
+    return Resolution(tuple(reversed(unique.values())), tuple(missing), lapsed, address_routes)
 
 
 def route_of(address: str | None) -> str | None:
@@ -140,11 +139,11 @@ def _model_terms(teacher: TeacherRef) -> list[Bound] | None:
     return [] if host is not None and host.model_terms == "if-known" else None
 
 
-def _host_terms(teacher: TeacherRef, address_route: str | None) -> list[Bound] | None:
+def _host_terms(teacher: TeacherRef, address_routes: Sequence[str]) -> list[Bound] | None:
     row = HOSTS.get(teacher.access_route)
     if row is None:
         return None
-    rows = [row] if address_route is None else [row, HOSTS[address_route]]
+    rows = [row, *(HOSTS[route] for route in address_routes)]
     return [Bound("host", terms, row.evidence) for row in rows for terms in row.terms]
 
 

@@ -6,7 +6,7 @@ from app.policy.case import DOING, Case, Flag, answer
 from app.policy.findings import FORBIDDEN, Code, Finding, Severity, finding
 from app.policy.lattice import Answer
 from app.policy.parts import Part, TeacherRef
-from app.policy.routes import HOSTS, Axis, Bound, Evidence, Resolution, known_routes
+from app.policy.routes import HOSTS, Axis, Bound, Evidence, Resolution, known_routes, route_of
 from app.policy.terms import Terms
 
 
@@ -14,8 +14,8 @@ def about_teacher(case: Case, part: Part, teacher: TeacherRef, resolution: Resol
     """Every finding about one teacher of a part."""
     for axis in resolution.missing:
         yield _missing(case, part, teacher, axis)
-    if resolution.address_route is not None:
-        yield _mismatch(part, teacher, resolution.address_route)
+    for route in resolution.address_routes:
+        yield _mismatch(part, teacher, route)
     for override in resolution.lapsed:
         yield finding(
             Severity.WARN,
@@ -159,14 +159,18 @@ def _missing(case: Case, part: Part, teacher: TeacherRef, axis: Axis) -> Finding
 
 
 def _mismatch(part: Part, teacher: TeacherRef, route: str) -> Finding:
+    present = route_of(teacher.address) == route
+    belongs = "belongs" if present else "once belonged"
     return finding(
         Severity.WARN,
         Code.ROUTE_MISMATCH,
         axis="host",
         source=route,
-        message=f"Teacher {teacher.name} names access route {teacher.access_route}, but its address belongs to "
+        message=f"Teacher {teacher.name} names access route {teacher.access_route}, but its address {belongs} to "
         f"{HOSTS[route].title}, whose terms are applied as well.",
-        proceed=f"Register the teacher with access route {route}.",
+        proceed=f"Register the teacher with access route {route}."
+        if present
+        else "Register another teacher for the address that it has now.",
         part=part,
         teacher=teacher.name,
     )

@@ -50,7 +50,7 @@ def evaluate(
     parts = [
         Part(
             key=policy.part_key(name, licence, assumed=False),
-            teachers=(policy.teacher_ref(name, known[name], known[name].base_url),),
+            teachers=(policy.teacher_ref(name, known[name], known[name].base_url, known[name].past_hosts),),
             prompt_license=licence,
         )
         for name in sorted(set(asked.teachers))

@@ -76,7 +76,10 @@ def _judged(
     teachers: list[Teacher],
     rules: PolicyRules,
 ) -> Decision:
-    refs = [policy.teacher_ref(teacher.name, teacher, teacher.base_url) for teacher in teachers]
+    refs = [
+        policy.teacher_ref(teacher.name, teacher, teacher.base_url, teacher.past_hosts)
+        for teacher in teachers
+    ]
     parts = policy.parts_of_job(connection, prompts.id, refs, sealed=prompts.sealed)
     judge = policy.Judge.of(connection, project_id, rules)
     return judge.decide(connection, spec.intended_use, parts, Moment.CREATION)

@@ -109,7 +109,9 @@ def read_override(override_id: str, body: dict[str, object]) -> TermsOverride | 
     return _OVERRIDE.validate_python({**body, "id": override_id})
 
 
-def teacher_ref(name: str, teacher: TeacherLike, base_url: str | None) -> TeacherRef:
+def teacher_ref(
+    name: str, teacher: TeacherLike, base_url: str | None, past_hosts: Sequence[str] | None
+) -> TeacherRef:
     """A teacher as the terms see it."""
     return TeacherRef(
         name=name,
@@ -117,6 +119,7 @@ def teacher_ref(name: str, teacher: TeacherLike, base_url: str | None) -> Teache
         revision=teacher.revision,
         access_route=teacher.access_route,
         address=None if base_url is None else urlsplit(base_url).hostname,
+        past_addresses=tuple(past_hosts or ()),
         license=teacher.license,
         terms_id=teacher.terms_id,
         trained_on=tuple(sorted(set(teacher.trained_on or ()))),

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from sqlalchemy import Engine
@@ -160,9 +161,18 @@ def change(session: Session, project_id: str, name_or_id: str, changes: TeacherC
     row = _found(session, project_id, name_or_id)
     generations.check_trained_on(session.connection(), project_id, changes.trained_on or ())
     if changes.model_fields_set:
-        rows.change(session, row.id, _values(changes))
+        session.refresh(row, with_for_update=True)
+        rows.change(session, row.id, {**_values(changes), "past_hosts": _past_hosts(row, changes)})
         session.refresh(row)
     return view(row)
+
+
+def _past_hosts(row: Teacher, changes: TeacherChanges) -> list[str] | None:
+    """Rows may have been made at an address: whoever moves on does not leave its terms behind."""
+    moved = "base_url" in changes.model_fields_set and changes.base_url != row.base_url
+    host = urlsplit(row.base_url).hostname if moved and row.base_url is not None else None
+    known: list[str] | None = row.past_hosts
+    return known if host is None else sorted({*(known or ()), host})
 
 
 def changed_spec(session: Session, project_id: str, name_or_id: str, changes: TeacherChanges) -> TeacherSpec:

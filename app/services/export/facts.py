@@ -38,6 +38,7 @@ class LaneFacts:
     trained_on: tuple[str, ...]  # also what was told of it since
     generation_depth: int
     base_url: str | None
+    past_hosts: tuple[str, ...]
     engine: str | None
     tokenizer_sha256: str | None
     chat_template_sha256: str | None
@@ -142,6 +143,7 @@ def _lane(lane: Row[Any]) -> LaneFacts:
         trained_on=_trained_on(lane),
         generation_depth=lane.generation_depth,
         base_url=lane.base_url,
+        past_hosts=tuple(lane.past_hosts or ()),
         engine=found.get("engine"),
         tokenizer_sha256=found.get("tokenizer_sha256"),
         chat_template_sha256=found.get("chat_template_sha256"),

@@ -98,7 +98,7 @@ def _labels(jobs: Sequence[JobFacts]) -> dict[tuple[str, int], str]:
 
 
 def _ref(lane: LaneFacts) -> TeacherRef:
-    return teacher_ref(lane.teacher, lane, lane.base_url)
+    return teacher_ref(lane.teacher, lane, lane.base_url, lane.past_hosts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,3 +205,27 @@ def test_which_rows_are_in_an_export_is_known(app: FastAPI, api: TestClient, mad
     api.delete(f"/v1/exports/{view['id']}")
     with transaction(app.state.resources.engine) as connection:  # students may have been trained on it
         assert connection.execute(text("SELECT sum(n_rows) FROM export_member")).scalar() == 20
+
+
+def test_a_teacher_that_moves_on_does_not_leave_its_hosts_terms_behind(
+    app: FastAPI, api: TestClient, made: Made
+) -> None:
+    made.teacher("moved", base_url="https://api.openai.com/v1")
+    job_id = job(app, made, ["moved"], [PROMPTS[2]])
+    competing = {"format": "jsonl", "selection": {"jobs": [job_id]}, "intended_use": {"competing": True}}
+    assert "3.3(e)" in api.post("/v1/exports", json=competing).json()["detail"]
+    for address in ("https://api.openai.com/v2", "http://127.0.0.1:9/v1", "http://127.0.0.2:9/v1"):
+        assert api.patch("/v1/teachers/moved", json={"base_url": address}).status_code == 200
+    api.patch("/v1/teachers/moved", json={"max_in_flight": 3})
+    refused = api.post("/v1/exports", json=competing).json()
+    assert "3.3(e)" in refused["detail"]
+    (moved,) = [one for one in refused["findings"] if one["code"] == "route-mismatch"]
+    assert "its address once belonged to OpenAI API" in moved["message"]
+    # New rows may be made anywhere by now: another teacher says where.
+    made.teacher("settled")
+    use = {"intended_use": {"competing": True}, "licenses": ["MIT"]}
+    outcomes = [
+        api.post("/v1/policy/evaluate", json={"teachers": [name], **use}).json()["outcome"]
+        for name in ("moved", "settled")
+    ]
+    assert outcomes == ["block", "allow"]

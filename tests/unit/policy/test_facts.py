@@ -220,3 +220,62 @@ def test_mistral_research_models_need_a_research_use() -> None:
     assert decide(IntendedUse(research=True), who, TODAY).allowed
     refused = decide(IntendedUse(research=False), who, TODAY)
     assert [item.code for item in refused.blocks] == [Code.RESEARCH_ONLY]
+
+
+def test_how_well_the_terms_of_each_host_are_known() -> None:
+    low = {"cohere-api": Evidence.L, "xai-api": Evidence.M, "fireworks": Evidence.M}
+    assert {route: row.evidence for route, row in HOSTS.items()} == {
+        route: low.get(route, Evidence.H) for route in HOSTS
+    }
+
+
+# terms, part of a section, day from which the document holds
+PLACES = """
+llama-2               1(b)(v)           2023-07-18
+llama-3.0             1(b)(i)           2024-04-18
+llama-3.3             1(b)(i)           2024-12-06
+gemma                 1.1(e)            2025-03-24
+gemma-4               licence           2026-04-01
+qwen-research-2024    4(b)              2024-09-19
+deepseek-api          4.2               2025-01-20
+mistral-mrl           3.2; 4.2          -
+mistral-api           3                 2025-05-27
+nvidia-nemotron-open  whole             2025-12-15
+nvidia-open-model     1.1               2025-10-24
+openai-services       3.3(e)            2026-01-01
+anthropic-commercial  D.4               2025-06-17
+gemini-api            Use Restrictions  2025-05-20
+xai-enterprise        2(b), 2(e)        2025-06-27
+together              Model Licenses    2025-10-21
+fireworks             (c)               -
+openrouter            5                 2025-04-15
+"""
+
+
+@pytest.mark.parametrize("line", PLACES.strip().splitlines(), ids=lambda line: line.split()[0])
+def test_where_each_contract_says_so_and_since_when(line: str) -> None:
+    id_, section, effective = re.split(r" {2,}", line)
+    found = [one for one in TERMS[id_].provisions if section in one.section]
+    assert found
+    days = {None if one.document.effective is None else str(one.document.effective) for one in found}
+    assert days == {None if effective == "-" else effective}
+
+
+def test_what_else_the_facts_ask_to_be_passed_on() -> None:
+    """Conditions that stand beside the flags, in the words that a person reads."""
+    for id_, words in {
+        "llama-3.3": "human",
+        "llama-3.2-vision": "European Union",
+        "llama-4": "European Union",
+        "mistral-api": "web search",
+        "gemini-api": "grounding",
+        "deepseek-api": "artificial intelligence",
+        "nvidia-open-model": "guardrail",
+        "kimi-k2": "20 million",
+        "qwen-2024": "Improved using Qwen",
+        "openai-services": "compete",
+    }.items():
+        texts = [one.text for one in TERMS[id_].permissions.obligations]
+        assert any(words in text for text in texts), id_
+    assert "Permitted Exception" in TERMS["openai-services"].proceed
+    assert "August 2026" in TERMS["xai-enterprise"].proceed

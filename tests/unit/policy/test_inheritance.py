@@ -135,7 +135,7 @@ def test_a_decision_that_was_made_before_there_was_training_data_is_still_reprod
     del stored["inputs"]["training_data"]
     for one in stored["inputs"]["parts"]:
         for teacher in one["teachers"]:
-            del teacher["trained_on"]
+            del teacher["trained_on"], teacher["past_addresses"]
     then = Decision.model_validate(stored)
     assert reproduces(then)
     assert then.inputs_hash == now.inputs_hash
