@@ -441,6 +441,29 @@ def test_every_hosted_provider_has_an_address_and_prices(provider: Any) -> None:
     assert (provider.base_url is not None) == provider.hosted == (provider.prices is not None)
 
 
+@pytest.mark.parametrize("sampled", [2, 9])
+def test_one_more_is_asked_for_where_the_sampled_token_eats_a_candidate(sampled: int) -> None:
+    """vLLM's chat gives the first k of {sampled, top 1 … top k}, and in no order that one could build on."""
+    top = {1: -0.3, 2: -1.7, 3: -3.0, 4: -4.5, 5: -6.0, 9: -8.0}
+
+    def answer(body: Json) -> tuple[int, Json]:
+        if not body.get("logprobs"):
+            return 200, completion()
+        ids = [sampled, *(one for one in top if one not in (sampled, 9))][: body["top_logprobs"]]
+        listed = [{"token": f"token_id:{one}", "logprob": top[one]} for one in ids]
+        rows = [{"token": f"token_id:{sampled}", "logprob": top[sampled], "top_logprobs": listed}] * 3
+        return 200, completion(choice={"logprobs": {"content": rows}, "token_ids": [sampled] * 3})
+
+    provider = Provider("vllm", answer)
+    made = provider.ask(top_logprobs=3)
+    assert provider.bodies[0]["top_logprobs"] == 4
+    assert made.tokens is not None
+    assert made.tokens.topk_ids.tolist() == [[1, 2, 3]] * 3
+    assert made.tokens.topk_logprobs[0].tolist() == pytest.approx([-0.3, -1.7, -3.0])
+    assert made.tokens.sampled_logprob.tolist() == pytest.approx([top[sampled]] * 3)
+    assert made.tokens.sampled_rank.tolist() == [{2: 2, 9: 0}[sampled]] * 3
+
+
 # -- whoever answers is who was probed -------------------------------------------------------------------------------
 
 
