@@ -206,6 +206,12 @@ class RetortClient:
     def jobs(self, **filters: str) -> Iterator[JobView]:
         return self._pages("/v1/jobs", JobView, filters)
 
+    def change_job(self, job: str, **changes: JsonValue) -> JobView:
+        changed = self._patiently(
+            lambda: self._http.patch(f"/v1/jobs/{_quoted(job)}", json=changes), self._patience, again=True
+        )
+        return self._parsed(JobView, changed)
+
     def pause_job(self, job: str) -> JobView:
         return self._post(f"/v1/jobs/{_quoted(job)}/pause", JobView, again=True)
 

@@ -3,7 +3,12 @@
 from alembic import context
 from sqlalchemy import text
 
-from app.db import batch_models, export_models, policy_models  # noqa: F401 - their tables belong to the schema
+from app.db import (  # noqa: F401 - their tables belong to the schema
+    admission_models,
+    batch_models,
+    export_models,
+    policy_models,
+)
 from app.db.models import Base
 from app.db.session import connect
 

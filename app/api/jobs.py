@@ -15,6 +15,7 @@ from app.recipes import JobSpec
 from app.services import jobs, retrying
 from app.services.batches import views as batch_views
 from app.services.batches.views import ProviderBatchView
+from app.services.budgets import JobChanges
 from app.services.job_views import JobEstimate, JobView, ShardView
 from app.services.retrying import RetryView
 
@@ -41,6 +42,14 @@ _EXAMPLES: Any = {
             "elicit": {"max_reasoning_tokens": 256},
             "priority": 5,
             "max_in_flight": 32,
+        }
+    },
+    "with a budget": {
+        "value": {
+            "prompt_set": "ps_01",
+            "teachers": ["small"],
+            "sampling": {"max_tokens": 512},
+            "budget": {"max_tokens": 1_000_000, "max_requests": 2_000, "max_seconds": 86_400},
         }
     },
 }
@@ -116,6 +125,38 @@ def list_jobs(
 def read_job(session: Reading, who: Reader, job_id: JobId) -> JobView:
     """Counts, throughput, time left with its 95 % interval, and what it waits for. Costs the same at any size."""
     return jobs.get(session, who.project_id, job_id)
+
+
+@router.patch("/{job_id}", response_model=JobView, summary="Change a job")
+def change_job(
+    session: Writing,
+    who: Writer,
+    given: ResourcesDep,
+    job_id: JobId,
+    body: Annotated[
+        JobChanges,
+        Body(
+            openapi_examples={
+                "a higher cap": {"value": {"budget": {"max_tokens": 2_000_000}}},
+                "no cap of cost any more": {"value": {"budget": {"max_cost_usd": None}}},
+            }
+        ),
+    ],
+) -> JobView:
+    """Its budget: a cap that is given takes the place of the old one, null lifts it.
+
+    A job that is `parked` because its budget was reached goes on by itself. What is under way is never taken back: a
+    cap that is lower than what was used parks the job. A first cap of requests, tokens or cost is refused (409) while
+    calls are under way that nobody counted: pause the job first.
+
+    ```sh
+    curl -s -X PATCH "http://127.0.0.1:8321/v1/jobs/$JOB" -H "Authorization: Bearer $RETORT_API_KEY" \\
+      -H 'Content-Type: application/json' -d '{"budget": {"max_tokens": 2000000}}'
+    ```
+    """
+    after_commit(session, lambda: given.wake(None))
+    note(session, who, Event("job.change", job_id, body.model_dump(mode="json", exclude_unset=True)))
+    return jobs.change(session, who.project_id, job_id, body)
 
 
 @router.post("/{job_id}/pause", response_model=JobView, summary="Pause a job")

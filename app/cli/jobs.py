@@ -1,5 +1,6 @@
 """`retort jobs …`."""
 
+from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,28 @@ from app.cli.progress import rest_of
 from app.domain.lifecycle import JobStatus
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from app.services.job_views import JobView
 
 app = typer.Typer(no_args_is_help=True)
+
+
+class Cap(StrEnum):
+    """What a budget caps, as the options name it."""
+
+    TOKENS = "tokens"
+    REQUESTS = "requests"
+    USD = "usd"
+    SECONDS = "seconds"
+
+
+_CAPS = {
+    Cap.TOKENS: "max_tokens",
+    Cap.REQUESTS: "max_requests",
+    Cap.USD: "max_cost_usd",
+    Cap.SECONDS: "max_seconds",
+}
 
 JobId = Annotated[str, typer.Argument(help="Id of a job.")]
 Most = Annotated[int, typer.Option(min=1, help="How many at the most.")]
@@ -45,6 +65,28 @@ def show_job(job: JobId, as_json: AsJson = False) -> None:
     with client() as api:
         found = api.job(job)
     show(found, as_json, lambda: _told(found))
+
+
+@app.command()
+def budget(
+    job: JobId,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Cap of prompt and answer tokens.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Cap of requests to teachers.")] = None,
+    usd: Annotated[float | None, typer.Option(help="Cap of what it may cost.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Cap of time since the job began.")] = None,
+    lift: Annotated[list[Cap] | None, typer.Option(help="Lift this cap; may be given several times.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read a job's budget and what of it is used, or change its caps.
+
+    A job that is parked because its budget was reached goes on by itself.
+    """
+    given = {Cap.TOKENS: tokens, Cap.REQUESTS: requests, Cap.USD: usd, Cap.SECONDS: seconds}
+    changes: dict[str, JsonValue] = {_CAPS[cap]: value for cap, value in given.items() if value is not None}
+    changes |= {_CAPS[cap]: None for cap in lift or ()}
+    with client() as api:
+        found = api.change_job(job, budget=changes) if changes else api.job(job)
+    show(found, as_json, lambda: _budget_told(found))
 
 
 @app.command()
@@ -121,6 +163,24 @@ def batches(job: JobId, as_json: AsJson = False) -> None:
         "waits for": lambda one: one.error,
     }
     show(found, as_json, lambda: table(found, columns, "No batches yet."))
+
+
+def _budget_told(job: "JobView") -> None:
+    if job.budget is None or job.budget_use is None:
+        out.print(f"{job.id} has no budget.")
+        return
+    caps, used = job.budget, job.budget_use
+    rows = (
+        ("tokens", caps.max_tokens, used.tokens, used.reserved_tokens),
+        ("requests", caps.max_requests, used.requests, used.reserved_requests),
+        ("USD", caps.max_cost_usd, used.cost_usd, used.reserved_cost_usd),
+    )
+    for name, cap, gone, held in rows:
+        most = "no cap" if cap is None else f"of {cap:,}"
+        out.print(f"  {name}: {gone:,.10g} used, {held:,.10g} reserved, {most}", markup=False)
+    if caps.max_seconds is not None:
+        out.print(f"  time: {caps.max_seconds:,.10g} s from the job's beginning", markup=False)
+    out.print(f"{job.id} is {job.status}.")
 
 
 def _now(job: "JobView", as_json: bool) -> None:

@@ -83,8 +83,15 @@ def submit(
     budget_tokens: Annotated[
         int | None, typer.Option(min=1, help="The job parks at so many tokens.", rich_help_panel=_CARE)
     ] = None,
+    budget_requests: Annotated[
+        int | None, typer.Option(min=1, help="The job parks at so many requests.", rich_help_panel=_CARE)
+    ] = None,
     budget_usd: Annotated[
         float | None, typer.Option(help="The job parks at so much money.", rich_help_panel=_CARE)
+    ] = None,
+    budget_seconds: Annotated[
+        float | None,
+        typer.Option(help="The job parks so long after its beginning.", rich_help_panel=_CARE),
     ] = None,
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Take equal samples from earlier jobs.", rich_help_panel=_CARE)
@@ -145,8 +152,14 @@ def submit(
         given["elicit"] = (
             {} if max_reasoning_tokens is None else {"max_reasoning_tokens": max_reasoning_tokens}
         )
-    if budget_tokens is not None or budget_usd is not None:
-        given["budget"] = {"max_tokens": budget_tokens, "max_cost_usd": budget_usd}
+    budget = {
+        "max_tokens": budget_tokens,
+        "max_requests": budget_requests,
+        "max_cost_usd": budget_usd,
+        "max_seconds": budget_seconds,
+    }
+    if any(cap is not None for cap in budget.values()):
+        given["budget"] = budget
     from app.recipes import JobSpec
 
     try:

@@ -53,6 +53,15 @@ def add(
     max_in_flight: Annotated[
         int | None, typer.Option(min=1, help="Cap of calls in flight, over all workers.")
     ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="The provider's limit, kept over all workers.")
+    ] = None,
+    input_tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="The provider's limit of prompt tokens.")
+    ] = None,
+    output_tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="The provider's limit of generated tokens.")
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(help="An option of the driver, NAME=VALUE, for example provider=vllm; several times."),
@@ -76,6 +85,9 @@ def add(
         "license": license,
         "trained_on": trained_on,
         "max_in_flight": max_in_flight,
+        "max_requests_per_minute": requests_per_minute,
+        "max_input_tokens_per_minute": input_tokens_per_minute,
+        "max_output_tokens_per_minute": output_tokens_per_minute,
         "options": dict(pair(text) for text in option or ()),
     }
     try:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.db.models import Counter, Job, Lane, Pace, PromptSet, Shard, ShardAttempt, Stage, Teacher
 from app.db.session import db_now
 from app.domain.clock import PACE_SECONDS
-from app.domain.lifecycle import ENDED, JobStatus
+from app.domain.lifecycle import ENDED, JobStatus, ShardStatus
 from app.domain.prices import Price
 
 
@@ -199,13 +199,23 @@ def set_status(session: Session, job_id: str, status: JobStatus, reason: str | N
     session.execute(update(Job).where(Job.id == job_id).values(**values))
 
 
-def unpark(session: Session, job_id: str) -> None:
-    """Every lane of the job may be tried again at once."""
-    session.execute(
-        update(Lane)
-        .where(Lane.job_id == job_id, Lane.parked_reason.is_not(None))
-        .values(parked_reason=None, parked_kind=None, parked_until=None)
-    )
+def unpark(session: Session, job_id: str, kind: str | None = None) -> None:
+    """Every lane of the job, or those that are parked for this `kind` of reason, may be tried again at once."""
+    query = update(Lane).where(Lane.job_id == job_id, Lane.parked_reason.is_not(None))
+    if kind is not None:
+        query = query.where(Lane.parked_kind == kind)
+    session.execute(query.values(parked_reason=None, parked_kind=None, parked_until=None))
+
+
+def set_budget(session: Session, job_id: str, budget: Mapping[str, object]) -> None:
+    """The caller holds the lock of the job's ledger."""
+    session.execute(update(Job).where(Job.id == job_id).values(budget=dict(budget)))
+
+
+def under_lease(session: Session, job_id: str) -> bool:
+    """Whether some worker holds a shard of the job."""
+    query = select(Shard.id).where(Shard.job_id == job_id, Shard.status == ShardStatus.LEASED).limit(1)
+    return session.execute(query).one_or_none() is not None
 
 
 def has_begun(session: Session, job_id: str) -> bool:

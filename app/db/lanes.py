@@ -1,6 +1,8 @@
 """Lanes: one teacher of one job, what it was when the job began, and whether it is parked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, exists, func, select, update
 
@@ -41,6 +43,35 @@ class LaneSpec:
     reuse: bool
     storage_profile: str | None  # of the project; None: the settings decide
     execution: Execution = Execution.CALLS
+    has_budget: bool = False
+    paced: bool = False  # the teacher was registered with limits per minute
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherBounds:
+    """How hard a teacher may be driven; both can change while jobs run."""
+
+    cap: int | None
+    paced: bool
+
+
+def bounds(connection: Connection, teacher_ids: Sequence[str]) -> dict[str, TeacherBounds]:
+    """By teacher's id; one that is gone is absent."""
+    rows = connection.execute(
+        select(Teacher.id, Teacher.max_in_flight, *_RATES).where(Teacher.id.in_(teacher_ids))
+    )
+    return {row.id: TeacherBounds(row.max_in_flight, _paced(row)) for row in rows}
+
+
+_RATES = (
+    Teacher.max_requests_per_minute,
+    Teacher.max_input_tokens_per_minute,
+    Teacher.max_output_tokens_per_minute,
+)
+
+
+def _paced(row: Any) -> bool:
+    return any(getattr(row, column.key) is not None for column in _RATES)
 
 
 def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
@@ -51,6 +82,7 @@ def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
             Job.priority,
             Job.max_in_flight.label("job_cap"),
             Job.reuse,
+            Job.budget,
             Project.storage_profile,
         )
         .join(Job, Job.id == Lane.job_id)
@@ -60,7 +92,7 @@ def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
     # Address, secret and options are the teacher's present ones (a moved server is the same teacher);
     # model and revision are those of the job's beginning.
     now = connection.execute(
-        select(Teacher.base_url, Teacher.secret_ref, Teacher.options, Teacher.max_in_flight).where(
+        select(Teacher.base_url, Teacher.secret_ref, Teacher.options, Teacher.max_in_flight, *_RATES).where(
             Teacher.id == row.teacher_id
         )
     ).one()
@@ -97,6 +129,8 @@ def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
         reuse=row.reuse,
         storage_profile=row.storage_profile,
         execution=Execution(row.execution),
+        has_budget=row.budget is not None,
+        paced=_paced(now),
     )
 
 

@@ -100,6 +100,10 @@ class Teacher(Base):
     terms_id: Mapped[str | None]
     options: Mapped[dict[str, Any]]
     max_in_flight: Mapped[int | None] = mapped_column(Integer)
+    max_requests_per_minute: Mapped[int | None]
+    max_input_tokens_per_minute: Mapped[int | None]
+    max_output_tokens_per_minute: Mapped[int | None]
+    replicas: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # further base URLs
     price: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # rates told by its owner
     trained_on: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))  # ids of exports
     capabilities: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -470,6 +474,7 @@ class SlotGrant(Base):
     scope: Mapped[str] = mapped_column(primary_key=True)
     worker_id: Mapped[str] = mapped_column(primary_key=True)
     slots: Mapped[int] = mapped_column(Integer)
+    wanted: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     lease_until: Mapped[float]
 
 

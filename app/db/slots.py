@@ -1,5 +1,7 @@
 """Caps of calls in flight, of a job or a teacher, shared out among the workers under a lease."""
 
+from collections.abc import Mapping
+
 from sqlalchemy import Connection, delete, insert, select, update
 
 from app.db.models import Job, SlotGrant, Teacher
@@ -16,21 +18,17 @@ def grant(
     The caller holds the lock of the scope's row.
     """
     connection.execute(delete(SlotGrant).where(SlotGrant.scope == scope, SlotGrant.lease_until < db_now()))
-    rows: dict[str, int] = {
-        row.worker_id: row.slots
+    rows = {
+        row.worker_id: row
         for row in connection.execute(
-            select(SlotGrant.worker_id, SlotGrant.slots)
-            .where(SlotGrant.scope == scope)
-            .order_by(SlotGrant.worker_id)
+            select(SlotGrant.worker_id, SlotGrant.slots, SlotGrant.wanted).where(SlotGrant.scope == scope)
         )
     }
-    workers = sorted({*rows, worker})
-    rank, count = workers.index(worker), len(workers)
-    share = cap // count + (1 if rank < cap % count else 0)
-    others = sum(slots for name, slots in rows.items() if name != worker)
-    fair = min(share, wanted)
+    wants = {name: row.wanted for name, row in rows.items()} | {worker: wanted}
+    fair = fair_shares(cap, wants)[worker]
+    others = sum(row.slots for name, row in rows.items() if name != worker)
     slots = max(0, min(max(held, fair), cap - others))
-    values = {"slots": slots, "lease_until": db_now() + seconds}
+    values = {"slots": slots, "wanted": wanted, "lease_until": db_now() + seconds}
     if worker in rows:
         connection.execute(
             update(SlotGrant).where(SlotGrant.scope == scope, SlotGrant.worker_id == worker).values(**values)
@@ -38,6 +36,20 @@ def grant(
     else:
         connection.execute(insert(SlotGrant).values(scope=scope, worker_id=worker, **values))
     return slots, fair
+
+
+def fair_shares(cap: int, wants: Mapping[str, int]) -> dict[str, int]:
+    """Max-min fairness: nobody gets more than it wants, and what some leave goes to the others in equal parts.
+
+    Whole numbers; a remainder goes to those whose names come first.
+    """
+    shares: dict[str, int] = {}
+    left = cap
+    for position, name in enumerate(sorted(wants, key=lambda name: (wants[name], name))):
+        equal = -(-left // (len(wants) - position)) if left > 0 else 0
+        shares[name] = min(wants[name], equal)
+        left -= shares[name]
+    return shares
 
 
 def locked_cap(connection: Connection, table: type[Job] | type[Teacher], scope: str) -> int | None:

@@ -3,6 +3,7 @@
 from sqlalchemy import Connection, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from app.db.admission_models import BudgetUse
 from app.db.batch_models import ProviderBatch
 from app.db.export_models import Export
 from app.db.models import Leader, Shard, SlotGrant, Worker
@@ -60,6 +61,7 @@ def bury(connection: Connection, host: str, pid: int) -> int:
             update(ProviderBatch).where(ProviderBatch.owner == worker_id),
             update(Export).where(Export.status == ExportStatus.RUNNING, Export.owner == worker_id),
             update(Leader).where(Leader.owner == worker_id),
+            update(BudgetUse).where(BudgetUse.worker_id == worker_id),
         ):
             connection.execute(held.values(lease_until=db_now()))
         leave(connection, worker_id)

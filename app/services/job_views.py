@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
+from app.db import budgets as budget_rows
 from app.db import jobs as rows
 from app.db.models import Job, Lane, Shard, ShardAttempt, Stage
 from app.domain.clock import PACE_SECONDS
@@ -15,6 +16,7 @@ from app.domain.prices import NANO, Price
 from app.domain.sampling import Elicitation, IntendedUse, SamplingParameters
 from app.recipes import Budget
 from app.services import policy
+from app.services.budgets import BudgetUseView, use_view
 from app.services.policy import PolicyForecast, PolicySummary
 
 
@@ -121,6 +123,7 @@ class JobView(BaseModel):
     reuse: bool
     intended_use: IntendedUse
     budget: Budget | None
+    budget_use: BudgetUseView | None = Field(None, description="Null for a job without a budget.")
     policy: PolicySummary | None = Field(
         description="What terms and licences say to the intended use; null for a job of an older version."
     )
@@ -193,6 +196,8 @@ def views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
         return []
     lanes, stages = rows.lanes(session, ids), rows.stages(session, ids)
     counts = rows.counts(session, ids)
+    budgeted = [job.id for job in jobs if job.budget]
+    use = budget_rows.totals(session, budgeted) if budgeted else {}
     running = [job.id for job in jobs if job.status == JobStatus.RUNNING]
     steps = rows.steps(session, running, WINDOW_STEPS) if running else {}
     now = rows.now(session)
@@ -203,6 +208,7 @@ def views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
             lanes[job.id],
             stages[job.id],
             counts,
+            use,
             steps.get(job.id, {}),
             now,
             judged.get(job.policy_decision_id or ""),
@@ -216,6 +222,7 @@ def _view(
     lanes: list[Lane],
     stages: list[Stage],
     counts: dict[tuple[str, int], rows.Counts],
+    use: dict[str, budget_rows.Totals],
     steps: dict[int, tuple[int, int]],
     now: float,
     judged: PolicySummary | None,
@@ -253,7 +260,8 @@ def _view(
         follow=job.follow,
         reuse=job.reuse,
         intended_use=IntendedUse.model_validate(job.intended_use),
-        budget=None if job.budget is None else Budget.model_validate(job.budget),
+        budget=Budget.model_validate(job.budget) if job.budget else None,
+        budget_use=None if not job.budget else use_view(use.get(job.id, budget_rows.NO_TOTALS)),
         policy=judged,
         code_version=job.code_version,
         created_by=job.created_by,

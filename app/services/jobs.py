@@ -16,7 +16,8 @@ from app.errors import Conflict, InvalidInput, NotFound, Unsupported
 from app.policy.decisions import Decision
 from app.policy.rules import Moment, PolicyRules
 from app.recipes import JobSpec
-from app.services import generations, policy
+from app.services import budgets, generations, policy
+from app.services.budgets import JobChanges
 from app.services.job_views import JobEstimate, JobView, ShardView, TeacherEstimate, shard_view, views
 from app.services.teachers import rates_of, spec_of
 from app.teachers import without_batch_api
@@ -44,7 +45,7 @@ def submit(
         follow=spec.follow,
         reuse=spec.reuse,
         intended_use=spec.intended_use.model_dump(mode="json"),
-        budget=None if spec.budget is None else spec.budget.model_dump(mode="json", exclude_none=True),
+        budget=_caps(spec) or None,
         shard_size=shard_size,
         code_version=code_version(),
         policy_decision_id=policy.admit(connection, project_id, key_id, decision, job_id),
@@ -143,6 +144,14 @@ def cancel(session: Session, project_id: str, job_id: str) -> JobView:
     return _move(session, project_id, job_id, JobStatus.CANCELLED, "cancelled by request")
 
 
+def change(session: Session, project_id: str, job_id: str, changes: JobChanges) -> JobView:
+    """What can change after a job was submitted; see `app.services.budgets.change`."""
+    if "budget" in changes.model_fields_set:
+        budgets.change(session, project_id, job_id, changes.budget)
+        session.expire_all()
+    return get(session, project_id, job_id)
+
+
 def resume(session: Session, project_id: str, job_id: str) -> JobView:
     """Go on after a pause, or try a parked job's teachers at once."""
     _found(session, project_id, job_id)
@@ -200,6 +209,10 @@ def _checked(session: Session, project_id: str, spec: JobSpec) -> tuple[PromptSe
         _check_sampling(teacher, spec.sampling)
         if spec.execution == Execution.BATCH:
             _check_batch(teacher)
+    if caps := _caps(spec):
+        priced = _prices(teachers)
+        known_prices = {teacher.name: teacher.id in priced for teacher in teachers}
+        budgets.check(caps, spec.sampling.max_tokens, known_prices, spec.execution)
     if prompts.names_teachers:
         stranger = prompt_sets.unknown_teacher(session, prompts.id, spec.teachers)
         if stranger is not None:
@@ -208,6 +221,10 @@ def _checked(session: Session, project_id: str, spec: JobSpec) -> tuple[PromptSe
                 f"prompt {number} asks for teacher {name!r}, which is not among the job's teachers"
             )
     return prompts, teachers
+
+
+def _caps(spec: JobSpec) -> dict[str, object]:
+    return {} if spec.budget is None else spec.budget.model_dump(mode="json", exclude_none=True)
 
 
 def _prices(teachers: list[Teacher]) -> dict[str, Price]:

@@ -51,6 +51,15 @@ class TeacherChanges(BaseModel):
     max_in_flight: int | None = Field(
         None, ge=1, le=100_000, description="Cap of calls in flight, over all workers."
     )
+    max_requests_per_minute: int | None = Field(
+        None, ge=1, le=10**9, description="The provider's limit, kept over all workers."
+    )
+    max_input_tokens_per_minute: int | None = Field(
+        None, ge=1, le=10**12, description="The provider's limit of prompt tokens."
+    )
+    max_output_tokens_per_minute: int | None = Field(
+        None, ge=1, le=10**12, description="The provider's limit of generated tokens."
+    )
     price: tuple[Rate, ...] | None = Field(
         None,
         max_length=20,
@@ -113,6 +122,9 @@ class TeacherView(BaseModel):
     terms_id: str | None
     options: dict[str, JsonValue]
     max_in_flight: int | None
+    max_requests_per_minute: int | None
+    max_input_tokens_per_minute: int | None
+    max_output_tokens_per_minute: int | None
     price: Price | None = Field(description="What a job that is submitted now is charged; null: not known.")
     trained_on: list[str] = Field(description="Exports that it was trained on.")
     capabilities: dict[str, JsonValue] | None = Field(
@@ -263,6 +275,9 @@ def view(row: Teacher) -> TeacherView:
         terms_id=row.terms_id,
         options=row.options,
         max_in_flight=row.max_in_flight,
+        max_requests_per_minute=row.max_requests_per_minute,
+        max_input_tokens_per_minute=row.max_input_tokens_per_minute,
+        max_output_tokens_per_minute=row.max_output_tokens_per_minute,
         price=price_of_teacher(spec_of(row), rates_of(row)),
         trained_on=row.trained_on or [],
         capabilities=row.capabilities,

@@ -23,6 +23,7 @@ from app.teachers.anthropic_messages import NO_LOGPROBS, REFUSES, SAMPLING, gene
 from app.teachers.base import Capabilities, GenerateRequest, Generation
 from app.teachers.batches import BATCH_OPTION
 from app.teachers.probe import QUESTION
+from app.teachers.rate_headers import RatesTold
 from app.teachers.replies import answer_of, json_of
 from app.teachers.secrets import resolve
 from app.teachers.served import check_model
@@ -81,6 +82,10 @@ class AnthropicTeacher:
             refuses=tuple(sorted(REFUSES | self._refused)),
             problems=(NO_LOGPROBS,),
         )
+
+    @property
+    def rates_told(self) -> RatesTold | None:
+        return self.http.rates_told
 
     async def generate(self, request: GenerateRequest) -> list[Generation]:
         return list(await asyncio.gather(*(self._one(request, index) for index in request.sample_indices)))

@@ -10,6 +10,7 @@ from app.domain.columns import TokenColumns
 from app.domain.sampling import Elicitation, SamplingParameters
 from app.domain.teacher import TeacherSpec as TeacherSpec
 from app.teachers.pressure import Pressure
+from app.teachers.rate_headers import RatesTold
 
 Turn = dict[str, JsonValue]  # one chat message, JSON-ready
 
@@ -117,6 +118,14 @@ class Gauged(Protocol):
     """A driver whose server tells its load. None where this one does not."""
 
     async def pressure(self) -> Pressure | None: ...
+
+
+@runtime_checkable
+class TellsRates(Protocol):
+    """A driver whose API tells its limits with each answer. None: it told nothing yet."""
+
+    @property
+    def rates_told(self) -> RatesTold | None: ...
 
 
 class Teacher(Protocol):

@@ -17,6 +17,7 @@ from app.teachers.elicit import Piece, elicit, instructed
 from app.teachers.pressure import Pressure, read_pressure
 from app.teachers.probe import Finding, Probe
 from app.teachers.providers import PROVIDERS
+from app.teachers.rate_headers import RatesTold
 from app.teachers.replies import answer_of, json_of
 from app.teachers.secrets import resolve
 from app.teachers.served import Fingerprints, check_model
@@ -73,6 +74,10 @@ class OpenAITeacher:
 
     async def pressure(self) -> Pressure | None:
         return None if self.provider.hosted else await read_pressure(self._root)
+
+    @property
+    def rates_told(self) -> RatesTold | None:
+        return self._http.rates_told if isinstance(self._http, ApiTransport) else None
 
     async def generate(self, request: GenerateRequest) -> list[Generation]:
         # A trace that is drawn out turn by turn has no token columns; where they are wanted, asking must do.

@@ -21,6 +21,7 @@ import httpx
 from app.errors import MalformedAnswer, TransientTeacherError
 from app.teachers.addresses import TeacherAccess, check_url, judge
 from app.teachers.http1 import Connections
+from app.teachers.rate_headers import RatesTold, parse
 from app.teachers.translation import FOREIGN, translated
 
 MAX_ANSWER = 64 * 1024 * 1024
@@ -143,6 +144,7 @@ class ApiTransport:
         self._access = access
         self._trust = trust
         self._client: httpx.AsyncClient | None = None
+        self.rates_told: RatesTold | None = None  # by the headers of the last answer that told any
 
     def _open(self) -> httpx.AsyncClient:
         if self._client is None:
@@ -202,6 +204,7 @@ class ApiTransport:
                 asyncio.timeout(_seconds(deadline)),
                 self._open().stream(method, self._base + path, **given) as response,
             ):
+                self.rates_told = parse(response.headers) or self.rates_told
                 yield response
         except TimeoutError as error:
             raise _late(deadline, error) from error

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import JSON, LargeBinary, String, Text
 
-from app.db import export_models, policy_models  # noqa: F401 - their tables belong to the schema
+from app.db import admission_models, export_models, policy_models  # noqa: F401 - their tables belong to the schema
 from app.db.models import Base
 
 pytestmark = pytest.mark.smoke
@@ -39,6 +39,7 @@ OTHER = {
     "api_key",
     "audit_event",
     "audit_head",
+    "budget_use",
     "counter",
     "export",
     "export_file",
@@ -55,6 +56,8 @@ OTHER = {
     "prompt_part",
     "provider_batch",  # its `error` is as a lane's: what a provider says of a whole batch
     "prompt_set",
+    "rate_step",
+    "replica_state",  # its `reason` is as a lane's: what a server says of itself
     "segment",
     "shard",
     "shard_attempt",
@@ -63,6 +66,7 @@ OTHER = {
     "takedown",
     "takedown_export",
     "teacher",
+    "teacher_pace",
     "worker",
 }
 KEYS = {"prompt_set_id", "job_id", "removed_by"}

@@ -122,7 +122,7 @@ class Beginnings:
                 partial(self._ledger.pin_identity, spec, identity, capabilities.as_json())
             )
             spec = await self._threads.read(partial(self._ledger.load_lane, claim))
-        gate = await self._admission.open(spec)
+        gate = await self._admission.open(spec, capabilities)
         lane = LaneState(spec=spec, capabilities=capabilities, gate=gate, trial=was_parked)
         self._held.lanes[lane.key] = lane
         return lane

@@ -17,8 +17,8 @@ from app.errors import (
     TeacherUnavailable,
     TransientTeacherError,
 )
-from app.services.generate.admission import Permit
 from app.services.generate.config import RetryPolicy
+from app.services.generate.gates import Permit
 from app.services.generate.replicas import LaneDown
 from app.services.generate.work import ShardRun, Unit
 from app.teachers.base import Generation

@@ -21,7 +21,7 @@ from app.services.generate.holdings import Holdings
 from app.services.generate.lane import LaneState, binding, profile_of
 from app.services.generate.ledger import Ledger
 from app.services.generate.recorder import Recorder
-from app.services.generate.replicas import LaneDown
+from app.services.generate.replicas import BudgetReached, LaneDown
 from app.services.generate.threads import Threads
 from app.services.generate.work import ShardRun
 from app.storage.places import Storage
@@ -163,7 +163,8 @@ class Endings:
         if at_once:
             for run in runs:
                 self._held.drop(run)
-        patience = time.monotonic() + (5.0 if lane.down else self._config.grace_seconds)
+        answers = lane.down is None or isinstance(lane.down, BudgetReached)
+        patience = time.monotonic() + (self._config.grace_seconds if answers else 5.0)
         await until(lambda: not lane.in_flight, patience)
         self._held.abort(lane)
         await until(lambda: not lane.in_flight)

@@ -25,10 +25,11 @@ from app.services.generate.calls import Outcome
 from app.services.generate.config import EngineConfig
 from app.services.generate.control import Control
 from app.services.generate.endings import Endings, until
+from app.services.generate.gates import LaneGate
 from app.services.generate.holdings import Holdings
 from app.services.generate.ledger import Ledger
 from app.services.generate.recorder import Recorder
-from app.services.generate.replicas import BuildTeacher
+from app.services.generate.replicas import BuildTeacher, LaneDown
 from app.services.generate.sending import Sender
 from app.services.generate.threads import Threads
 from app.storage.places import Storage
@@ -58,7 +59,9 @@ class GenerationEngine:
         self._sender = Sender(
             held, recorder, config.retry, config.max_in_flight, self._endings.park_soon, wake
         )
-        self._admission = Admission(database, threads, build, config, held.gates, self._sender.pump)
+        self._admission = Admission(
+            database, threads, build, config, held.gates, self._sender.pump, self._park
+        )
         self._control = Control(config, held, ledger, threads, recorder, self._endings)
         self._beginnings = Beginnings(
             database,
@@ -167,6 +170,11 @@ class GenerationEngine:
         self._endings.settle(outcomes, ours)
         self._sender.pump()
 
+    def _park(self, gate: LaneGate, down: LaneDown) -> None:
+        for lane in self._held.lanes.values():
+            if lane.gate is gate:
+                self._endings.park_soon(lane, down)
+
     async def _drain(self) -> None:
         """Within the grace period: let the calls in flight end, record them, give the rest back, leave."""
         self._threads.leaving = True
@@ -189,6 +197,7 @@ class GenerationEngine:
                     await self._threads.persist(
                         partial(self._ledger.release, claim, "released", "the worker was asked to stop")
                     )
+                await self._admission.leave()
                 await self._threads.write(self._ledger.leave)
         except (TimeoutError, DBAPIError) as error:
             log.warning("leaving without a word to the database (%s): the leases will run out", error)

@@ -3,7 +3,7 @@
 import asyncio
 
 from app.db.shards import Claim, Lease
-from app.services.generate.admission import LaneGate
+from app.services.generate.gates import LaneGate
 from app.services.generate.lane import LaneKey, LaneState
 from app.services.generate.work import ShardRun, Unit
 

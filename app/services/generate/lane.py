@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pydantic import JsonValue
 
 from app.db import lanes
-from app.services.generate.admission import LaneGate, Permit
+from app.services.generate.gates import LaneGate, Permit
 from app.services.generate.replicas import LaneDown
 from app.services.generate.work import ShardRun, Unit
 from app.storage.segments import Profile
@@ -31,6 +31,7 @@ class LaneState:
 
     def __post_init__(self) -> None:
         self.gate.wanted = self.wanted
+        self.gate.head, self.gate.n_pending = self.head, self.pending
 
     @property
     def key(self) -> LaneKey:
@@ -50,6 +51,12 @@ class LaneState:
     def wanted(self) -> int:
         """Samples that could be asked for if there were room."""
         return sum(len(unit.sample_indices) for run in self.runs for unit in run.pending)
+
+    def head(self) -> Unit | None:
+        """The unit whose turn it is."""
+        if self.down or self.closing:
+            return None
+        return next((run.pending[0] for run in self.runs if run.pending), None)
 
     def next_call(self) -> tuple[Unit, Permit] | None:
         """The unit whose turn it is and room for it; None where there is no unit, or no room for this one."""

@@ -5,11 +5,11 @@ import time
 from pydantic import JsonValue
 from sqlalchemy import Engine
 
-from app.db import lanes, shards, workers
+from app.db import budgets, lanes, shards, workers
 from app.db.session import reading, transaction
 from app.services.generate.config import EngineConfig
 from app.services.generate.lane import LaneKey
-from app.services.generate.replicas import LaneDown
+from app.services.generate.replicas import BudgetReached, LaneDown
 
 
 class Ledger:
@@ -80,12 +80,20 @@ class Ledger:
             return shards.extend(connection, self._owner, held, self._config.lease_seconds)
 
     def park(self, spec: lanes.LaneSpec, down: LaneDown, claims: list[shards.Claim]) -> None:
+        """A lane whose budget is reached waits for a person; where the cap was raised meanwhile, it does not wait."""
+        seconds: float | None = self._config.park_seconds
         with transaction(self._database) as connection:
+            if isinstance(down, BudgetReached):
+                seconds = None
+                if not budgets.is_reached(connection, spec.job_id, down.at_least):
+                    for claim in claims:
+                        shards.release(
+                            connection, self._owner, claim.shard_id, claim.epoch, "released", down.detail
+                        )
+                    return
             for claim in claims:
                 shards.release(connection, self._owner, claim.shard_id, claim.epoch, "parked", down.detail)
-            lanes.park(
-                connection, spec.job_id, spec.teacher, down.kind, down.detail, self._config.park_seconds
-            )
+            lanes.park(connection, spec.job_id, spec.teacher, down.kind, down.detail, seconds)
 
     def release(self, claim: shards.Claim, outcome: str, detail: str) -> None:
         with transaction(self._database) as connection:

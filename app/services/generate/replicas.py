@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from app.db import lanes
+from app.domain.budget import Use
 from app.domain.fingerprints import fingerprint
 from app.errors import (
     IdentityChanged,
@@ -39,6 +40,20 @@ class LaneDown(Exception):
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
         self.kind, self.detail = kind, detail
+
+
+class BudgetReached(LaneDown):
+    """The job's budget leaves no room for another call: its lane waits until somebody raises the cap."""
+
+    def __init__(self, reached: tuple[str, ...], at_least: Use) -> None:
+        told = {"requests": "requests", "tokens": "tokens", "nanousd": "cost", "seconds": "time"}
+        kinds = " and ".join(told[kind] for kind in reached)
+        super().__init__(
+            "budget",
+            f"the budget is reached: no room for another call in its cap of {kinds}. Everything made so far is kept; "
+            "raise the cap (PATCH /v1/jobs/{id}, `retort jobs budget`) and it goes on by itself",
+        )
+        self.at_least = at_least
 
 
 @dataclass(slots=True, eq=False)

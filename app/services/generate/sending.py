@@ -4,9 +4,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from app.services.generate.admission import Permit
 from app.services.generate.calls import Again, Outcome, ask
 from app.services.generate.config import RetryPolicy
+from app.services.generate.gates import Permit
 from app.services.generate.holdings import Holdings
 from app.services.generate.lane import LaneState, next_call
 from app.services.generate.recorder import Recorder
