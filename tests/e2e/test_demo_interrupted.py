@@ -59,7 +59,10 @@ def of_folder(data_dir: Path) -> list[psutil.Process]:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Iterator[Path]:
+    # Under nohup a closed terminal is ignored, and children inherit that.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield tmp_path / "data"
+    signal.signal(signal.SIGHUP, before)
     for process in of_folder(tmp_path / "data"):  # where the test failed
         process.kill()
 
