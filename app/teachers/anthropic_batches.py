@@ -1,7 +1,6 @@
 """Anthropic's Message Batches. They carry no mark of ours but the names of their requests, seen at their end."""
 
 import asyncio
-import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from app.errors import MalformedAnswer, TransientTeacherError
 from app.teachers.anthropic import AnthropicTeacher
 from app.teachers.anthropic_messages import generation
 from app.teachers.base import GenerateRequest, Generation, Teacher
+from app.teachers.batch_files import scratch
 from app.teachers.batches import BatchLimits, BatchState, BatchTold, parsed_name
 from app.teachers.replies import error_of, json_of
 
@@ -79,8 +79,8 @@ class AnthropicBatches:
     async def _marked(self, told: BatchTold, token: str) -> BatchTold:
         if told.state is not BatchState.ENDED:
             return told
-        with tempfile.TemporaryDirectory(prefix="retort-batch-") as folder:
-            (results,) = await self.fetch(told, Path(folder))
+        with scratch() as folder:
+            (results,) = await self.fetch(told, folder)
             name = self.custom_id(await asyncio.to_thread(_first_line, results))
         parsed = None if name is None else parsed_name(name)
         return _told_as(told, parsed is not None and parsed.batch == token)

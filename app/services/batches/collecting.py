@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from app.services.generate.lane import binding, profile_of
 from app.services.generate.work import ShardRun, Unit, load_run
 from app.storage.places import Storage
 from app.teachers.base import Generation
+from app.teachers.batch_files import scratch
 from app.teachers.batches import BatchState, BatchTeacher, BatchTold, RequestName, parsed_name
 
 log = logging.getLogger(__name__)
@@ -113,8 +113,8 @@ class Collecting:
         """
         spec = await asyncio.to_thread(self._lanes.load, held.job_id, held.teacher)
         lane = await self._lanes.reach(spec, afresh=False)
-        with tempfile.TemporaryDirectory(prefix="retort-batch-") as folder:
-            told, files = await self._fetched(held, lane, Path(folder))
+        with scratch() as folder:
+            told, files = await self._fetched(held, lane, folder)
             if told is not None and told.state is BatchState.UNKNOWN:
                 return told
             # A file that was cut off is fetched again before the samples of its broken line are paid for again.

@@ -30,6 +30,7 @@ from app.services.batches.lanes import OpenLanes
 from app.services.batches.submitting import Submitting
 from app.services.generate.replicas import LaneDown
 from app.storage.places import Storage
+from app.teachers.batch_files import sweep
 from app.teachers.batches import BatchState, BatchTold
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class BatchRunner:
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(sweep)
         try:
             while not self._stopping:
                 self._wake.clear()

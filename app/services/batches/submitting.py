@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import tempfile
-from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -15,6 +13,7 @@ from app.errors import LeaseLost
 from app.services.batches.config import BatchConfig
 from app.services.batches.lanes import OpenLane, OpenLanes
 from app.services.batches.requests import write_requests
+from app.teachers.batch_files import scratch
 from app.teachers.batches import BatchTold
 
 log = logging.getLogger(__name__)
@@ -70,8 +69,8 @@ class Submitting:
         return None
 
     async def _handed_over(self, held: Held, lane: OpenLane, again: bool) -> BatchTold | None:
-        with tempfile.TemporaryDirectory(prefix="retort-batch-") as folder:
-            file = Path(folder) / "requests.jsonl"
+        with scratch() as folder:
+            file = folder / "requests.jsonl"
             written = await asyncio.to_thread(
                 write_requests,
                 self._database,

@@ -1,5 +1,8 @@
 """Jobs through providers' batch APIs: whole, in parts, refused, cancelled, found again."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +10,14 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session
 
-from app.db.models import Completion, Counter, Job, Lane, Shard, Teacher
+from app.db.models import Completion, Counter, Job, Lane, PromptSet, Shard, Teacher
 from app.db.session import connect, reading, transaction
+from app.services import dispatch, takedown
 from app.services.retrying import retry
 from tests.fixtures.batch_apis import BatchStore
-from tests.fixtures.jobs import job_row
+from tests.fixtures.jobs import add_prompts, job_row
 
 from .batching import APIS, World, until, world
 
@@ -521,8 +526,67 @@ def test_a_provider_that_talks_nonsense_takes_no_worker_with_it(each: World) -> 
     assert each.check(job) == {"completed": 4, "failed": 0, "segments": 0}
 
 
+def test_files_of_a_killed_worker_are_swept_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+    def python(code: str) -> subprocess.CompletedProcess[str]:
+        start = "import os, signal\nfrom app.teachers.batch_files import scratch, sweep\nwith scratch() as folder:\n "
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        return subprocess.run(
+            [sys.executable, "-c", start + code], env=environment, capture_output=True, text=True
+        )
+
+    killed = python(
+        "(folder / 'requests.jsonl').write_text('a prompt'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert killed.returncode == -9
+    assert [file.name for file in tmp_path.rglob("*.jsonl")] == ["requests.jsonl"]
+    later = python("print(sweep(), sweep(0), folder.exists())")  # at first it may be about to be locked
+    assert (later.stdout, later.stderr) == ("0 1 True\n", "")
+    assert not list(tmp_path.iterdir())
+
+
+def take_down(world: World, project: str, job: str, number: int) -> None:
+    """One prompt of the job, ordered and carried out."""
+    asked = takedown.TakedownRequest(
+        prompt_set=job_row(world.database, job).prompt_set_id, prompts=(number,), who="w", why="a letter"
+    )
+    with transaction(world.database) as connection, Session(connection) as session:
+        takedown.order(session, project, "key", asked)
+    until(lambda: takedown.run_next(world.database, world.storage, "w", 60, lambda: False, again_seconds=0))
+
+
 def hurried(world: World) -> bool:
     """What waits is due now."""
     with transaction(world.database) as connection:
         connection.exec_driver_sql("UPDATE provider_batch SET next_at = 0 WHERE owner IS NULL")
     return True
+
+
+def test_a_followed_prompt_set_goes_on_in_batches_until_it_is_sealed(openai: World) -> None:
+    job = openai.job(prompts=5, follow=True)
+    prompt_set = job_row(openai.database, job).prompt_set_id
+    woken: list[str | None] = []
+    with openai.running():
+        until(lambda: job_row(openai.database, job).n_shards_finished == 1)
+        dispatch.tick(openai.database, woken.append)
+        assert openai.status(job) == "running"
+        add_prompts(openai.database, prompt_set, 12)
+        dispatch.tick(openai.database, woken.append)
+        until(lambda: job_row(openai.database, job).n_shards_finished == 3)
+        with transaction(openai.database) as connection:
+            connection.execute(update(PromptSet).values(sealed=True))
+        dispatch.tick(openai.database, woken.append)
+        until(lambda: openai.ended(job))
+    assert openai.check(job)["completed"] == 17
+
+
+def test_a_prompt_that_is_taken_down_meanwhile_is_not_recorded(openai: World) -> None:
+    openai.store.looks = None
+    job = openai.job()
+    project = job_row(openai.database, job).project_id
+    with openai.running():
+        until(lambda: openai.batches() and openai.batches()[0].status == "in_progress")
+        take_down(openai, project, job, 3)
+        openai.store.end_all()
+        until(lambda: openai.ended(job))
+    assert openai.status(job) == "completed"
+    assert [row.prompt_number for row in openai.rows()] == [number for number in range(20) if number != 3]
