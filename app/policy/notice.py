@@ -13,7 +13,8 @@ class StudentNotice(BaseModel):
     """The duties of whoever trains on the data and gives the student, or the data, to others.
 
     `required_name_prefix` is None where none is asked, and where `conflicting_name_prefixes` cannot be met at once.
-    `share_alike_as`: licences under which derived data satisfies every one of `share_alike`.
+    `share_alike_as`: licences under which derived data satisfies every one of `share_alike`. `behind_teachers`: those
+    on whose rows the teachers were trained, as far as it was told.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +35,7 @@ class StudentNotice(BaseModel):
     permissions: PermissionsRecord
     license: DatasetLicence
     teachers: tuple[str, ...]
+    behind_teachers: tuple[str, ...] = ()
     policy_version: str
 
     @property
@@ -69,6 +71,9 @@ def student_notice(decision: Decision) -> StudentNotice:
         permissions=decision.permissions,
         license=decision.license,
         teachers=tuple(sorted({name for part in decision.parts for name in part.teachers})),
+        behind_teachers=tuple(
+            sorted({teacher.name for data in decision.inputs.training_data for teacher in data.teachers})
+        ),
         policy_version=decision.policy_version,
     )
 
@@ -106,6 +111,8 @@ def notice_text(notice: StudentNotice) -> str:
         lines += ["Nothing is asked.", ""]
     lines += ["## Licence of the data", "", *_licence(notice.license), ""]
     teachers = ", ".join(notice.teachers) or "none"
+    if notice.behind_teachers:
+        teachers += f" (trained on rows of {', '.join(notice.behind_teachers)})"
     lines += [f"Teachers: {teachers}. Terms: policy {notice.policy_version}. This is no legal advice.", ""]
     return "\n".join(lines)
 

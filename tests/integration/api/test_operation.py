@@ -6,11 +6,10 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from app.main import create_app
 from app.settings import Settings
@@ -119,7 +118,15 @@ def test_metrics_without_a_database(tmp_path: Path) -> None:
 def test_events_tell_of_progress_each_second_until_the_end(app: FastAPI, api: TestClient, made: Made) -> None:
     given = app.state.resources
     job = made.job()["id"]
-    ending = threading.Timer(1.3, lambda: work_off(given.engine, given.storage, job))
+    looked = threading.Semaphore(0)
+    event.listen(given.engine, "checkout", lambda *_: looked.release())
+
+    def end() -> None:
+        for _ in range(6):  # two for the request at most, then one a second
+            looked.acquire()
+        work_off(given.engine, given.storage, job)
+
+    ending = threading.Thread(target=end)
     ending.start()
     started = time.monotonic()
     answer = api.get(f"/v1/jobs/{job}/events")
@@ -132,8 +139,8 @@ def test_events_tell_of_progress_each_second_until_the_end(app: FastAPI, api: Te
         events.append((fields["event"], int(fields["id"]), json.loads(fields["data"])))
     assert [number for _, number, _ in events] == list(range(len(events)))
     assert [kind for kind, _, _ in events] == ["progress"] * (len(events) - 1) + ["ended"]
-    assert 3 <= len(events) <= 6
-    assert took == pytest.approx(len(events) - 1, abs=1)
+    assert len(events) >= 4
+    assert took >= 0.99 * (len(events) - 1)  # a second lies between two; a slow machine may make it more
     assert events[0][2]["counts"]["completed"] == 0
     assert (events[-1][2]["status"], events[-1][2]["counts"]["completed"]) == ("completed", 3)
 
@@ -157,4 +164,4 @@ def test_a_server_that_is_told_to_stop_ends_its_streams(
             assert next(pieces).startswith(b"event: progress")
             server.process.terminate()
             assert b"ended" not in b"".join(pieces)
-        assert server.process.wait(10) in (0, -signal.SIGTERM)
+        assert server.process.wait(60) in (0, -signal.SIGTERM)

@@ -9,7 +9,7 @@ from app.domain.sampling import IntendedUse
 from app.policy.decisions import Decision, Outcome, decide, replay, reproduces
 from app.policy.findings import Code, Severity
 from app.policy.lattice import share_alike_targets
-from app.policy.notice import student_notice
+from app.policy.notice import notice_text, student_notice
 from app.policy.overrides import TermsOverride
 from app.policy.parts import Part, TeacherRef, TrainingData
 from app.policy.rules import Moment, PolicyRules
@@ -75,7 +75,13 @@ def test_the_name_and_the_credits_go_on_from_generation_to_generation() -> None:
     notice = student_notice(decision)
     assert notice.required_name_prefix == "Llama"
     assert [one.value for one in notice.attributions] == ["CC-BY-4.0"]
-    assert notice.teachers == ("third",)
+    assert (notice.teachers, notice.behind_teachers) == (
+        ("third",),
+        ("first", "llama-3.3-70b-instruct", "second"),
+    )
+    assert "Teachers: third (trained on rows of first, llama-3.3-70b-instruct, second)." in notice_text(
+        notice
+    )
     # With a generation left out, nobody can say what lies behind it.
     gap = decide(STUDY, [rows_of(student("exp_3"))], TODAY, training_data=[data[0], data[2]])
     assert [one.code for one in gap.blocks] == [Code.TRAINING_DATA_UNKNOWN]
