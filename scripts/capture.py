@@ -1,6 +1,6 @@
 """A real capture of the embedded teacher's token columns, for measuring storage: python scripts/capture.py FILE
 
-The demo's prompts, temperature 0.8, 128 candidates a position, float32 as the engine told them, until there are 5,000
+The demo's prompts, temperature 0.8, 128 candidates a position, float32 as the engine told them, until there are 6,000
 positions (a few minutes on two cores). FILE is Parquet in the columns of `app.storage.token_table`; seeds are fixed, so
 that a capture on the same machine and engine comes out the same.
 """
@@ -26,7 +26,7 @@ from app.teachers.base import GenerateRequest  # noqa: E402
 from app.teachers.embedded import EmbeddedTeacher  # noqa: E402
 
 K = 128
-POSITIONS = 5_000
+POSITIONS = 6_000
 AT_ONCE = 8
 
 
