@@ -35,6 +35,7 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
     assert api.post(f"{path}/cancel").status_code == 200
     api.post("/v1/exports/stream", json={"selection": {"jobs": [job]}})
     export = api.post("/v1/exports", json={"selection": {"jobs": [job]}}).json()["id"]
+    api.post(f"/v1/exports/{export}/uses", json={"student": "me/student"})
     api.post(f"/v1/exports/{export}/cancel")
     api.delete(f"/v1/exports/{export}")
     override = made.override()["id"]
@@ -55,6 +56,7 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
         "export.create",
         "export.delete",
         "export.stream",
+        "export.use",
         "job.cancel",
         "job.end",
         "job.pause",
@@ -90,8 +92,8 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
 
 
 # create: project, key, set, teacher, job, export, override, takedown; change: project, teacher; append, seal, probe;
-# pause, resume, cancel, retry; cancel: export; revoke: key, override; delete: teacher, export
-LOGGED = 23
+# pause, resume, cancel, retry; cancel: export; revoke: key, override; delete: teacher, export; use: export
+LOGGED = 24
 
 
 def test_no_secret_and_no_content_is_in_the_log(app: FastAPI, api: TestClient, made: Made) -> None:
