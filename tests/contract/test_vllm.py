@@ -102,6 +102,22 @@ def test_all_routes_give_the_same_columns() -> None:
     )
 
 
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content", "think"])
+def test_a_trace_is_told_apart_whatever_its_field_is_called(field: Any) -> None:
+    """vLLM renamed `reasoning_content` to `reasoning`; a server without a parser leaves the tags in the text."""
+
+    async def work(teacher: Teacher, server: Recording) -> Generation:
+        return (await teacher.generate(request(k=5)))[0]
+
+    made = talk(Script(tokens=12, reasoning=field), work, route="chat")
+    plain = talk(Script(tokens=12), work, route="chat")
+    assert made.reasoning == "I look at the words one by one."
+    assert made.reasoning_source == "native"
+    assert not made.reasoning_truncated
+    assert made.answer == plain.answer
+    assert plain.reasoning is None
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_without_logprobs_there_are_ids(route: str) -> None:
     async def work(teacher: Teacher, server: Recording) -> Generation:
