@@ -21,9 +21,9 @@ from tests.bench.contenders import CONTENDERS
 from tests.bench.contenders.base import TEACHER_CORE
 from tests.bench.measures import MEASURES
 from tests.bench.null_teacher import ROOT, null_teacher
-from tests.bench.plot import plot
+from tests.bench.publish import into_page, save
 from tests.bench.readings import Readings
-from tests.bench.report import Run, markdown, print_run
+from tests.bench.report import Run, print_run, repeats_of
 
 app = typer.Typer(
     name="bench",
@@ -48,6 +48,12 @@ def run(
         typer.Option(help=f"Only this one; may be repeated. {', '.join(CONTENDERS)}. Default: all."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Each contender in turn, so many times.")] = 5,
+    peer_repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Curator and distilabel, which are slow, take part in so many. Default: all."
+        ),
+    ] = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Tiny sizes: whether it works, not how fast.")
     ] = False,
@@ -63,6 +69,10 @@ def run(
     ] = 0.0,
     folder: Annotated[Path, typer.Option("--out", help="Where the results go.")] = ROOT / "docs" / "bench",
     name: Annotated[str, typer.Option(help="Their name: NAME.json, NAME.svg, NAME.md.")] = "results",
+    add: Annotated[
+        bool,
+        typer.Option("--add", help="Keep the other measures of NAME.json, made before at the same commit."),
+    ] = False,
 ) -> None:
     """Run the measures, print the tables, and write JSON, Markdown and a plot."""
     chosen = _known(measures, MEASURES, "measure")
@@ -70,12 +80,16 @@ def run(
     sizes = staging.SMOKE if smoke else staging.NORMAL
     if largest is not None:
         sizes = staging.with_largest(sizes, largest)
-    made = perform(chosen, wanted, sizes, repeats, flush_sleep)
+    made = perform(chosen, wanted, sizes, repeats, flush_sleep, peer_repeats)
     print_run(made, out)
-    folder.mkdir(parents=True, exist_ok=True)
-    made.save(folder / f"{name}.json")
-    (folder / f"{name}.md").write_text(markdown(made))
-    (folder / f"{name}.svg").write_text(plot(made))
+    earlier = folder / f"{name}.json"
+    if add and earlier.exists():
+        try:
+            made = made.beside(Run.load(earlier))
+        except ValueError as error:
+            name += "-more"
+            err.print(f"{earlier} is left as it is, {error}", markup=False, highlight=False)
+    save(made, folder, name)
     err.print(f"Written: {folder / name}.json, .md, .svg", highlight=False)
 
 
@@ -98,14 +112,35 @@ def compare(first: RunFile, second: RunFile) -> None:
     raise typer.Exit(0 if agree else 1)
 
 
+@app.command()
+def publish(
+    file: RunFile,
+    again: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A second run at the same commit.")
+    ] = None,
+    slowed: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A run with --flush-sleep.")
+    ] = None,
+    docs: Annotated[Path, typer.Option(file_okay=False, help="The documentation.")] = ROOT / "docs",
+) -> None:
+    """Put a run into the documentation: docs/bench, and its numbers to hold into docs/benchmarks.md."""
+    runs = {"results": file, "again": again, "slowed": slowed}
+    loaded = {name: Run.load(path) for name, path in runs.items() if path is not None}
+    into_page(docs / "benchmarks.md", loaded["results"], loaded.get("again"), loaded.get("slowed"))
+    for name, one in loaded.items():
+        save(one, docs / "bench", name)
+    err.print(f"Written: {docs / 'benchmarks.md'}, {docs / 'bench'}", highlight=False)
+
+
 def perform(
     measures: tuple[str, ...],
     wanted: tuple[str, ...],
     sizes: staging.Sizes,
     repeats: int,
     flush_sleep: float = 0.0,
+    peer_repeats: int | None = None,
 ) -> Run:
-    """Each measure, each case, each contender in turn, and that `repeats` times."""
+    """Each measure, each case, each contender in turn, and that `repeats` times; peers in the first ones only."""
     if TEACHER_CORE is not None:
         os.sched_setaffinity(0, TEACHER_CORE)
     for name in [name for name in os.environ if name.startswith("RETORT_") and name != "RETORT_CACHE_DIR"]:
@@ -118,6 +153,7 @@ def perform(
         with null_teacher(folder / "null", list(staging.SHAPES), TEACHER_CORE) as null:
             stage = staging.Stage(folder, sizes, null, wanted, flush_sleep=flush_sleep)
             for repeat in range(repeats):
+                stage.peers = peer_repeats is None or repeat < peer_repeats
                 for name in measures:
                     for reading in MEASURES[name].run(stage, repeat):
                         readings.add(reading)
@@ -131,7 +167,7 @@ def perform(
         **_machine(),
         "sizes": "smoke" if sizes is staging.SMOKE else "normal",
         "null teacher": null.title,
-        "repeats": repeats,
+        "repeats": repeats_of(readings),
         "calls in flight": stage.in_flight,
     }
     if flush_sleep:

@@ -37,11 +37,31 @@ class Run:
         }
         path.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
 
+    def beside(self, earlier: "Run") -> "Run":
+        """This run, and of the earlier one the measures that this one lacks. Raises `ValueError` for unlike ones."""
+        for what in ("commit", "machine", "sizes", "slowed on purpose"):
+            one, other = earlier.told.get(what), self.told.get(what)
+            if one != other:
+                raise ValueError(f"they do not go together: {what} {one!r} and {other!r}")
+        mine = set(self.readings.measures())
+        kept = [reading for reading in earlier.readings.all if reading.measure not in mine]
+        readings = Readings([*kept, *self.readings.all])
+        told = {**self.told, "repeats": repeats_of(readings)}
+        return Run(told, readings, {**earlier.left_out, **self.left_out})
+
     @classmethod
     def load(cls, path: Path) -> "Run":
         content = orjson.loads(path.read_bytes())
         readings = Readings(Reading(**reading) for reading in content["readings"])
         return cls(content["told"], readings, content["left_out"])
+
+
+def repeats_of(readings: Readings) -> str:
+    """How often each measure was made."""
+    made = {
+        name: max(r.repeat for r in readings.all if r.measure == name) + 1 for name in readings.measures()
+    }
+    return ", ".join(f"{name} {times}" for name, times in made.items())
 
 
 def number(value: float) -> str:
@@ -135,11 +155,11 @@ def markdown(run: Run) -> str:
         lines.append(f"- left out: {title_of(name)}. {why}")
     lines.append(f"- {_LEGEND}")
     if goals := goals_of(run):
-        lines += ["", "## Numbers to hold", "", *_table(["", "found", "goal", ""], [list(g) for g in goals])]
+        lines += ["", "## Numbers to hold", "", *table(["", "found", "goal", ""], [list(g) for g in goals])]
     for measure in run.readings.measures():
         lines += ["", f"## {_title(measure)}"]
         for case in run.readings.cases(measure):
-            lines += ["", f"### {case}", "", *_table(*rows_of(run.readings, measure, case))]
+            lines += ["", f"### {case}", "", *table(*rows_of(run.readings, measure, case))]
     return "\n".join(lines) + "\n"
 
 
@@ -147,7 +167,7 @@ def _title(measure: str) -> str:
     return MEASURES[measure].title if measure in MEASURES else measure
 
 
-def _table(headings: list[str], rows: list[list[str]]) -> list[str]:
+def table(headings: list[str], rows: list[list[str]]) -> list[str]:
     return [
         "| " + " | ".join(headings) + " |",
         "|" + "---|" + "---:|" * (len(headings) - 1),

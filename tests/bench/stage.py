@@ -72,6 +72,7 @@ class Stage:
     wanted: tuple[str, ...]
     in_flight: int = 128
     flush_sleep: float = 0.0
+    peers: bool = True  # whether they take part now
     left_out: dict[str, str] = field(default_factory=dict)
     _prepared: set[str] = field(default_factory=set)
     _runs: int = 0
@@ -80,7 +81,7 @@ class Stage:
         """Those that take part, each prepared."""
         for name in self.wanted:
             contender = CONTENDERS[name]
-            if name in self.left_out:
+            if name in self.left_out or (contender.most_rows is not None and not self.peers):
                 continue
             if name not in self._prepared:
                 try:

@@ -126,3 +126,42 @@ def test_a_missing_repeat_of_the_bare_client_is_no_ratio() -> None:
     run = run_of(readings("retort", 200, 210))
     assert run.readings.ratio("answers", "64 tokens, no logprobs", "retort", "cpu_us_per_row", LIMIT) is None
     assert goals_of(run) == []
+
+
+def test_measures_made_one_after_the_other_are_one_run() -> None:
+    told = {"sizes": "normal", "commit": "a", "machine": "m"}
+    slots = [Reading("slots", "c", LIMIT, "busy_share", 0, 1.0)]
+    first = Run(told, Readings([*readings(LIMIT, 100, 100, 100), *slots]))
+    second = Run(told, Readings(readings(LIMIT, 200)), {"curator": "no network"})
+    both = second.beside(first)
+    assert both.readings.values("answers", "64 tokens, no logprobs", LIMIT, "cpu_us_per_row") == {0: 200}
+    assert both.readings.values("slots", "c", LIMIT, "busy_share") == {0: 1}
+    assert both.told["repeats"] == "slots 1, answers 1"
+    assert both.left_out == {"curator": "no network"}
+    with pytest.raises(ValueError, match="commit 'a' and 'b'"):
+        Run({**told, "commit": "b"}, Readings()).beside(first)
+
+
+def test_a_run_is_published(tmp_path: Path) -> None:
+    """Twice: the second one replaces the first."""
+    told = {"sizes": "normal", "when": "then", "commit": "c", "machine": "m", "repeats": "answers 2"}
+    slow = {**told, "slowed on purpose": "0.5 s in each checkpoint"}
+    page = tmp_path / "benchmarks.md"
+    page.write_text((ROOT / "docs" / "benchmarks.md").read_text())
+    for name, own, facts in (("run", 200, told), ("again", 210, told), ("slowed", 300, slow)):
+        Run(facts, Readings([*readings(LIMIT, 100, 100), *readings("retort", own, own + 20)])).save(
+            tmp_path / f"{name}.json"
+        )
+    arguments = ["publish", str(tmp_path / "run.json"), "--docs", str(tmp_path)]
+    for more in ([], ["--again", str(tmp_path / "again.json"), "--slowed", str(tmp_path / "slowed.json")]):
+        made = bench(*arguments, *more)
+        assert made.returncode == 0, made.stderr[-3000:]
+    text = page.read_text()
+    assert text.count("2.10 (2.00–2.20)") == 3  # as a goal, and in both comparisons
+    assert "all ratios agree" in text
+    assert "0.5 s in each checkpoint" in text
+    assert "+48%" in text
+    names = {path.name for path in (tmp_path / "bench").iterdir()}
+    assert names == {
+        f"{name}.{kind}" for name in ("results", "again", "slowed") for kind in ("json", "md", "svg")
+    }
