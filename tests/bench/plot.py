@@ -59,7 +59,9 @@ def _panel(readings: Readings, measure: str, case: str, figure: str, top: float)
     drawn = _drawn(readings, measure, case, figure)
     if not drawn:
         return
-    low, high = min(s.low for _, s in drawn), max(s.high for _, s in drawn)
+    # A reading can be nothing at all: less CPU than the clock's step.
+    low = min(value for _, s in drawn for value in (s.low, s.median, s.high) if value > 0)
+    high = max(s.high for _, s in drawn)
     logarithmic = high > 20 * low
     heading, unit = FIGURES[figure]
     axis = ", logarithmic" if logarithmic else ""
@@ -68,7 +70,7 @@ def _panel(readings: Readings, measure: str, case: str, figure: str, top: float)
     def place(value: float) -> float:
         if logarithmic:
             floor = low / 3
-            share = math.log(value / floor) / math.log(high / floor)
+            share = math.log(max(value, floor) / floor) / math.log(high / floor)
         else:
             share = value / high
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)

@@ -13,6 +13,7 @@ from tests.bench.contenders import CONTENDERS, LIMIT
 from tests.bench.measures import MEASURES
 from tests.bench.measures.slots import best_share
 from tests.bench.null_teacher import ROOT
+from tests.bench.plot import plot
 from tests.bench.process_tree import Meter, cpu_seconds
 from tests.bench.readings import Reading, Readings
 from tests.bench.report import Run, goals_of, markdown
@@ -111,6 +112,12 @@ def test_ratios_are_taken_repeat_by_repeat() -> None:
     assert ratio.high == pytest.approx(2.2)
     assert [verdict for *_, verdict in goals_of(run)] == ["held"]
     assert "| Retort embedded | 220 (200–600) | 2.00 (2.00–2.20) |" in markdown(run)
+
+
+def test_a_reading_of_nothing_is_drawn() -> None:
+    """Less CPU than a hundredth of a second, on an axis that is logarithmic."""
+    drawn = plot(run_of(readings(LIMIT, 0, 1, 2), readings("retort", 100, 100, 100)))
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")
 
 
 def test_runs_that_differ_are_told_by_how_much() -> None:
