@@ -27,7 +27,7 @@ from app.services.projects import KeyView, NewKeyView, ProjectView, Role
 from app.services.prompt_sets import PromptErrorView, PromptSetView, PromptView
 from app.services.retrying import RetryView
 from app.services.takedown import TakedownForecast, TakedownRequest, TakedownView
-from app.services.teachers import NewTeacher, TeacherView
+from app.services.teachers import NewTeacher, TeacherLoad, TeacherView
 from app.services.terms_views import PolicyView, TermsView
 
 M = TypeVar("M", bound=BaseModel)
@@ -185,6 +185,9 @@ class RetortClient:
 
     def teacher(self, name: str) -> TeacherView:
         return self._get(f"/v1/teachers/{_quoted(name)}", TeacherView)
+
+    def teacher_load(self, name: str) -> TeacherLoad:
+        return self._get(f"/v1/teachers/{_quoted(name)}/load", TeacherLoad)
 
     def register_teacher(self, new: NewTeacher) -> TeacherView:
         return self._post("/v1/teachers", TeacherView, new.model_dump(mode="json", exclude_none=True))

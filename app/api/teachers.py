@@ -10,7 +10,7 @@ from app.api.once import AdminOnce
 from app.api.paging import Cursor, Limit, Page, page_of, text_place
 from app.db.audit import Event
 from app.services import teachers
-from app.services.teachers import NewTeacher, TeacherChanges, TeacherView
+from app.services.teachers import NewTeacher, TeacherChanges, TeacherLoad, TeacherView
 
 router = APIRouter(prefix="/v1/teachers", tags=["teachers"])
 
@@ -38,6 +38,16 @@ _EXAMPLES: Any = {
             "price": [{"input": 0.1, "output": 0.4}],
         }
     },
+    "several servers of one model": {
+        "value": {
+            "name": "qwen-farm",
+            "driver": "vllm",
+            "model": "Qwen/Qwen3-32B",
+            "base_url": "http://127.0.0.1:8000/v1",
+            "replicas": ["http://127.0.0.1:8001/v1", "http://127.0.0.1:8002/v1"],
+            "license": "Apache-2.0",
+        }
+    },
     "vLLM in the worker": {
         "value": {
             "name": "qwen-here",
@@ -56,6 +66,8 @@ _EXAMPLES: Any = {
             "base_url": "https://api.deepseek.com/v1",
             "secret_ref": "env:DEEPSEEK_API_KEY",
             "options": {"provider": "deepseek"},
+            "max_requests_per_minute": 500,
+            "max_output_tokens_per_minute": 200_000,
         }
     },
 }
@@ -78,7 +90,7 @@ def register_teacher(
     return once.answer(
         201,
         lambda: teachers.register(once.session, who.project_id, body),
-        check=lambda: teachers.check(teachers.new_spec(body), given.open_teacher),
+        check=lambda: teachers.check(teachers.new_specs(body), given.open_teacher),
         audit=_registered,
     )
 
@@ -105,6 +117,18 @@ def read_teacher(session: Reading, who: Reader, teacher: Named) -> TeacherView:
     return teachers.get(session, who.project_id, teacher)
 
 
+@router.get("/{teacher}/load", response_model=TeacherLoad, summary="Read a teacher's load")
+def read_teacher_load(session: Reading, who: Reader, teacher: Named) -> TeacherLoad:
+    """How each of its servers is (up, failing, taken out and why), how much is in flight there and how much may be, and
+    what its limits per minute come to now, as the workers that call it told a few seconds ago.
+
+    ```sh
+    curl -s http://127.0.0.1:8321/v1/teachers/small/load -H "Authorization: Bearer $RETORT_API_KEY"
+    ```
+    """
+    return teachers.load(session, who.project_id, teacher)
+
+
 @router.patch("/{teacher}", response_model=TeacherView, summary="Change a teacher")
 def change_teacher(
     session: Writing,
@@ -114,11 +138,16 @@ def change_teacher(
     teacher: Named,
     body: Annotated[
         TeacherChanges,
-        Body(openapi_examples={"a moved server": {"value": {"base_url": "http://127.0.0.1:8001/v1"}}}),
+        Body(
+            openapi_examples={
+                "a moved server": {"value": {"base_url": "http://127.0.0.1:8001/v1"}},
+                "another limit": {"value": {"max_requests_per_minute": 1000}},
+            }
+        ),
     ],
 ) -> TeacherView:
     """Where it is reached and how hard it may be driven. Model and revision never change: register another teacher."""
-    teachers.check(teachers.changed_spec(reading, who.project_id, teacher, body), given.open_teacher)
+    teachers.check(teachers.changed_specs(reading, who.project_id, teacher, body), given.open_teacher)
     changed = teachers.change(session, who.project_id, teacher, body)
     # Names of fields only: an address may hold a password.
     told: dict[str, JsonValue] = {"fields": list[JsonValue](sorted(body.model_fields_set))}

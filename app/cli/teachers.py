@@ -53,6 +53,9 @@ def add(
     max_in_flight: Annotated[
         int | None, typer.Option(min=1, help="Cap of calls in flight, over all workers.")
     ] = None,
+    replica: Annotated[
+        list[str] | None, typer.Option(help="A further address of the same model; several times.")
+    ] = None,
     requests_per_minute: Annotated[
         int | None, typer.Option(min=1, help="The provider's limit, kept over all workers.")
     ] = None,
@@ -85,6 +88,7 @@ def add(
         "license": license,
         "trained_on": trained_on,
         "max_in_flight": max_in_flight,
+        "replicas": replica or None,
         "max_requests_per_minute": requests_per_minute,
         "max_input_tokens_per_minute": input_tokens_per_minute,
         "max_output_tokens_per_minute": output_tokens_per_minute,
@@ -112,6 +116,22 @@ def probe(name: Annotated[str, typer.Argument(help="Name of a teacher.")], as_js
         found = api.probe_teacher(name)
     show(found, as_json, lambda: _told(found))
     _exit_by(found)
+
+
+@app.command()
+def load(name: Annotated[str, typer.Argument(help="Name of a teacher.")], as_json: AsJson = False) -> None:
+    """Read how a teacher's servers are, and what is in flight there."""
+    with client() as api:
+        found = api.teacher_load(name)
+    columns = {
+        "address": lambda one: one.url,
+        "state": lambda one: one.state,
+        "in flight": lambda one: f"{one.in_flight:,} of {one.room:,.0f}",
+        "runs there": lambda one: one.running,
+        "waits there": lambda one: one.waiting,
+        "why": lambda one: one.reason,
+    }
+    show(found, as_json, lambda: table(found.servers, columns, "No worker calls it just now."))
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Lanes: one teacher of one job, what it was when the job began, and whether it is parked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, exists, func, select, update
@@ -45,6 +45,12 @@ class LaneSpec:
     execution: Execution = Execution.CALLS
     has_budget: bool = False
     paced: bool = False  # the teacher was registered with limits per minute
+    replicas: tuple[str, ...] = ()  # further addresses of the teacher
+
+    def servers(self, urls: Sequence[str | None] | None = None) -> tuple[TeacherSpec, ...]:
+        """The teacher at each of its addresses, or at these."""
+        addresses = (self.spec.base_url, *self.replicas) if urls is None else urls
+        return tuple(replace(self.spec, base_url=url) for url in addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +59,20 @@ class TeacherBounds:
 
     cap: int | None
     paced: bool
+    urls: tuple[str | None, ...]
 
 
 def bounds(connection: Connection, teacher_ids: Sequence[str]) -> dict[str, TeacherBounds]:
     """By teacher's id; one that is gone is absent."""
     rows = connection.execute(
-        select(Teacher.id, Teacher.max_in_flight, *_RATES).where(Teacher.id.in_(teacher_ids))
+        select(Teacher.id, Teacher.max_in_flight, Teacher.base_url, Teacher.replicas, *_RATES).where(
+            Teacher.id.in_(teacher_ids)
+        )
     )
-    return {row.id: TeacherBounds(row.max_in_flight, _paced(row)) for row in rows}
+    return {
+        row.id: TeacherBounds(row.max_in_flight, _paced(row), (row.base_url, *(row.replicas or ())))
+        for row in rows
+    }
 
 
 _RATES = (
@@ -92,9 +104,14 @@ def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
     # Address, secret and options are the teacher's present ones (a moved server is the same teacher);
     # model and revision are those of the job's beginning.
     now = connection.execute(
-        select(Teacher.base_url, Teacher.secret_ref, Teacher.options, Teacher.max_in_flight, *_RATES).where(
-            Teacher.id == row.teacher_id
-        )
+        select(
+            Teacher.base_url,
+            Teacher.secret_ref,
+            Teacher.options,
+            Teacher.max_in_flight,
+            Teacher.replicas,
+            *_RATES,
+        ).where(Teacher.id == row.teacher_id)
     ).one()
     stages = connection.execute(select(Stage.__table__).where(Stage.job_id == job_id)).all()
     return LaneSpec(
@@ -131,6 +148,7 @@ def load(connection: Connection, job_id: str, teacher: int) -> LaneSpec:
         execution=Execution(row.execution),
         has_budget=row.budget is not None,
         paced=_paced(now),
+        replicas=tuple(now.replicas or ()),
     )
 
 

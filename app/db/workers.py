@@ -3,7 +3,7 @@
 from sqlalchemy import Connection, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from app.db.admission_models import BudgetUse
+from app.db.admission_models import BudgetUse, ReplicaState
 from app.db.batch_models import ProviderBatch
 from app.db.export_models import Export
 from app.db.models import Leader, Shard, SlotGrant, Worker
@@ -46,6 +46,7 @@ def beat(
 
 def leave(connection: Connection, worker_id: str) -> None:
     connection.execute(delete(SlotGrant).where(SlotGrant.worker_id == worker_id))
+    connection.execute(delete(ReplicaState).where(ReplicaState.worker_id == worker_id))
     connection.execute(delete(Worker).where(Worker.id == worker_id))
 
 
@@ -70,6 +71,7 @@ def bury(connection: Connection, host: str, pid: int) -> int:
 
 def sweep(connection: Connection, seconds: float) -> int:
     """Forget workers whose lease ended more than `seconds` ago."""
+    connection.execute(delete(ReplicaState).where(ReplicaState.lease_until < db_now() - seconds))
     return connection.execute(delete(Worker).where(Worker.lease_until < db_now() - seconds)).rowcount
 
 

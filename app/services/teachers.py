@@ -1,24 +1,26 @@
 """Teachers: registered, changed, probed. A secret is a reference (`env:NAME`, `file:/path`) and never stored."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from app.db import audit
+from app.db import audit, rates
+from app.db import servers as server_rows
 from app.db import teachers as rows
 from app.db.models import Teacher
 from app.db.session import db_now, session
 from app.domain.fingerprints import fingerprint, new_id
 from app.domain.licences import normalise_license
 from app.domain.prices import Price, Rate
-from app.errors import Conflict, InvalidLicense, NotFound, TeacherRefusedKey, TeacherUnavailable
+from app.errors import Conflict, InvalidInput, InvalidLicense, NotFound, TeacherRefusedKey, TeacherUnavailable
 from app.policy.terms import TERMS
 from app.services import generations
 from app.services.ports import OpenTeacher
@@ -27,6 +29,9 @@ from app.teachers.prices import price_of_teacher
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 SECRET_REF = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00]+)$"
+
+
+ServerUrl = Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s]+$")]
 
 
 class TeacherChanges(BaseModel):
@@ -50,6 +55,11 @@ class TeacherChanges(BaseModel):
     options: dict[str, JsonValue] | None = Field(None, description="The driver's own options.")
     max_in_flight: int | None = Field(
         None, ge=1, le=100_000, description="Cap of calls in flight, over all workers."
+    )
+    replicas: tuple[ServerUrl, ...] | None = Field(
+        None,
+        max_length=64,
+        description="Further addresses of the same model, with the same key: calls are balanced over all of them.",
     )
     max_requests_per_minute: int | None = Field(
         None, ge=1, le=10**9, description="The provider's limit, kept over all workers."
@@ -107,6 +117,41 @@ class NewTeacher(TeacherChanges):
     options: dict[str, JsonValue] = Field(default_factory=dict, description="The driver's own options.")
 
 
+class ServerView(BaseModel):
+    """A server of a teacher, as the workers that call it see it."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    url: str = Field(description="Empty: the driver's own.")
+    state: Literal["up", "failing", "down"] = Field(
+        description="`down`: taken out, and probed until it is back."
+    )
+    reason: str | None
+    room: float = Field(description="Samples that its controllers let be in flight, over all workers.")
+    in_flight: int = Field(description="Samples of all workers there.")
+    running: int | None = Field(description="In the server, of all its clients; null: it does not tell.")
+    waiting: int | None
+    workers: int
+
+
+class RatesView(BaseModel):
+    """Null: not limited."""
+
+    model_config = ConfigDict(frozen=True)
+
+    requests_per_minute: int | None = Field(
+        description="In effect now: as registered or announced, cut by 429s."
+    )
+    input_tokens_per_minute: int | None
+    output_tokens_per_minute: int | None
+    tokens_per_minute: int | None = Field(description="Of prompts and answers together, as announced.")
+    requests_used: int = Field(description="Granted in the last minute.")
+    input_tokens_used: int
+    output_tokens_used: int
+    throttled: int = Field(description="Refusals as too much (429), in all.")
+    held_seconds: float = Field(description="Nothing is asked for so long.")
+
+
 class TeacherView(BaseModel):
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
@@ -122,6 +167,7 @@ class TeacherView(BaseModel):
     terms_id: str | None
     options: dict[str, JsonValue]
     max_in_flight: int | None
+    replicas: list[str] = Field([], description="Further addresses beside `base_url`.")
     max_requests_per_minute: int | None
     max_input_tokens_per_minute: int | None
     max_output_tokens_per_minute: int | None
@@ -135,23 +181,35 @@ class TeacherView(BaseModel):
     created_at: datetime
 
 
-def check(spec: TeacherSpec, open_teacher: OpenTeacher) -> None:
-    """Whether there can be such a teacher. Nobody is called; a secret that only workers can read is no fault.
+class TeacherLoad(BaseModel):
+    """How a teacher is driven just now."""
+
+    model_config = ConfigDict(frozen=True)
+
+    servers: list[ServerView] = Field(description="Empty while no worker calls it.")
+    rates: RatesView = Field(description="What limits per minute come to now.")
+
+
+def check(specs: Iterable[TeacherSpec], open_teacher: OpenTeacher) -> None:
+    """Whether there can be such a teacher, at each of its addresses.
+
+    Nobody is called; a secret that only workers can read is no fault.
 
     Raises `InvalidInput` for an unknown driver, an option that it does not take, or an address that may not be called.
     """
 
-    async def opened() -> None:
+    async def opened(spec: TeacherSpec) -> None:
         await open_teacher(spec).aclose()
 
-    with suppress(TeacherRefusedKey, TeacherUnavailable):
-        asyncio.run(opened())
+    for spec in specs:
+        with suppress(TeacherRefusedKey, TeacherUnavailable):
+            asyncio.run(opened(spec))
 
 
 def register(session: Session, project_id: str, new: NewTeacher) -> TeacherView:
     """Raises `Conflict` for a name that is taken, `InvalidInput` for exports in `trained_on` that there are not."""
     generations.check_trained_on(session.connection(), project_id, new.trained_on or ())
-    values = new.model_dump(mode="json")
+    values = {**new.model_dump(mode="json"), "past_hosts": _hosts(new.replicas) or None}
     row = rows.add(session, new_id("tch"), project_id, values)
     if row is None:
         raise Conflict(
@@ -162,6 +220,27 @@ def register(session: Session, project_id: str, new: NewTeacher) -> TeacherView:
 
 def get(session: Session, project_id: str, name_or_id: str) -> TeacherView:
     return view(_found(session, project_id, name_or_id))
+
+
+def load(session: Session, project_id: str, name_or_id: str) -> TeacherLoad:
+    row = _found(session, project_id, name_or_id)
+    servers = [ServerView.model_validate(one) for one in server_rows.of(session, row.id)]
+    return TeacherLoad(servers=servers, rates=_rates(session, row))
+
+
+def _rates(session: Session, row: Teacher) -> RatesView:
+    pace = rates.paces(session, [row])[row.id]
+    return RatesView(
+        requests_per_minute=pace.limits.requests,
+        input_tokens_per_minute=pace.limits.input_tokens,
+        output_tokens_per_minute=pace.limits.output_tokens,
+        tokens_per_minute=pace.limits.tokens,
+        requests_used=pace.used.requests,
+        input_tokens_used=pace.used.input_tokens,
+        output_tokens_used=pace.used.output_tokens,
+        throttled=pace.throttled,
+        held_seconds=pace.held_seconds,
+    )
 
 
 def page(session: Session, project_id: str, after: str | None, limit: int) -> list[TeacherView]:
@@ -182,20 +261,38 @@ def change(session: Session, project_id: str, name_or_id: str, changes: TeacherC
 def _past_hosts(row: Teacher, changes: TeacherChanges) -> list[str] | None:
     """Rows may have been made at an address: whoever moves on does not leave its terms behind."""
     moved = "base_url" in changes.model_fields_set and changes.base_url != row.base_url
-    host = urlsplit(row.base_url).hostname if moved and row.base_url is not None else None
-    known: list[str] | None = row.past_hosts
-    return known if host is None else sorted({*(known or ()), host})
+    left = [row.base_url] if moved and row.base_url is not None else []
+    hosts = _hosts([*left, *(changes.replicas or ())])
+    return sorted({*(row.past_hosts or ()), *hosts}) or None
 
 
-def changed_spec(session: Session, project_id: str, name_or_id: str, changes: TeacherChanges) -> TeacherSpec:
-    """What the driver would be given after the change."""
+def _hosts(urls: Iterable[str] | None) -> list[str]:
+    """Whose terms bind beside those of the host of `base_url`."""
+    return sorted({host for url in urls or () if (host := urlsplit(url).hostname) is not None})
+
+
+def changed_specs(
+    session: Session, project_id: str, name_or_id: str, changes: TeacherChanges
+) -> list[TeacherSpec]:
+    """What the driver would be given after the change, for each address."""
     row, values = _found(session, project_id, name_or_id), _values(changes)
-    return _spec_of({name: values.get(name, getattr(row, name)) for name in _SPEC_FIELDS})
+    spec = _spec_of({name: values.get(name, getattr(row, name)) for name in _SPEC_FIELDS})
+    return _at_each(spec, values.get("replicas", row.replicas))
 
 
-def new_spec(new: NewTeacher) -> TeacherSpec:
-    """What the driver of a teacher to be would be given."""
-    return _spec_of(new.model_dump())
+def new_specs(new: NewTeacher) -> list[TeacherSpec]:
+    """What the driver of a teacher to be would be given, for each address."""
+    return _at_each(_spec_of(new.model_dump()), new.replicas)
+
+
+def _at_each(spec: TeacherSpec, replicas: Iterable[str] | None) -> list[TeacherSpec]:
+    urls = [spec.base_url, *(replicas or ())]
+    if len(urls) > 1 and (urls[0] is None or len(set(urls)) < len(urls)):
+        raise InvalidInput(
+            "`replicas` are further addresses beside `base_url`: give that too, and each address once",
+            errors=[{"detail": "an address is missing or named twice", "pointer": "#/replicas"}],
+        )
+    return [replace(spec, base_url=url) for url in urls]
 
 
 def _values(changes: TeacherChanges) -> dict[str, Any]:
@@ -275,6 +372,7 @@ def view(row: Teacher) -> TeacherView:
         terms_id=row.terms_id,
         options=row.options,
         max_in_flight=row.max_in_flight,
+        replicas=row.replicas or [],
         max_requests_per_minute=row.max_requests_per_minute,
         max_input_tokens_per_minute=row.max_input_tokens_per_minute,
         max_output_tokens_per_minute=row.max_output_tokens_per_minute,

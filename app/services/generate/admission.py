@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from sqlalchemy import Engine
@@ -19,7 +19,7 @@ from app.services.generate.renewals import Renewals
 from app.services.generate.replicas import BuildTeacher, LaneDown, Replicas
 from app.services.generate.sharing import Sharing
 from app.services.generate.threads import Threads
-from app.teachers.base import Capabilities, TeacherSpec
+from app.teachers.base import Capabilities
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Admission:
 
     async def reach(self, spec: lanes.LaneSpec) -> Capabilities:
         """What the lane's teacher can do now. Raises `LaneDown` where the lane has to wait for it."""
-        return await self._teacher(spec).replicas.reach(spec, _servers(spec))
+        return await self._teacher(spec).replicas.reach(spec, spec.servers())
 
     async def open(self, spec: lanes.LaneSpec, found: Capabilities) -> LaneGate:
         """A gate for a lane whose teacher was reached."""
@@ -79,6 +79,7 @@ class Admission:
                     renewed_at = time.monotonic()
                     await self._renewals.all(gates)
                     await self._renewals.bounds(gates)
+                    await self._renewals.tell(gates)
                 else:
                     await self._renewals.starved(gates)
             except DBAPIError as error:
@@ -107,7 +108,3 @@ class Admission:
                 Replicas(self._build, self._config.retry.backoff_s),
             )
         return known
-
-
-def _servers(spec: lanes.LaneSpec) -> Sequence[TeacherSpec]:
-    return (spec.spec,)

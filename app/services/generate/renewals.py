@@ -1,10 +1,12 @@
 """What gates look up is renewed here: shares of caps, of budgets and of rates. Belongs to the event loop."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from app.db.servers import ServerSeen
 from app.domain.budget import NOTHING
 from app.domain.rates import NO_AMOUNTS
 from app.services.generate.accounts import BudgetAccount
@@ -16,6 +18,7 @@ from app.services.generate.work import Unit
 
 _CALLS = 16  # that are held for at least, where so many are waiting
 _BOUNDS_SECONDS = 5.0  # between looks at what the teachers' owners allow
+_TELL_SECONDS = 2.0
 
 
 class Renewals:
@@ -31,6 +34,7 @@ class Renewals:
         self._paced: dict[str, TeacherGate] = {}  # until what their calls took is told
         self._one = asyncio.Lock()
         self._bounds_at = time.monotonic()
+        self._told_at = -math.inf
 
     def budget_of(self, job_id: str) -> BudgetAccount:
         return self._budgets.setdefault(job_id, BudgetAccount(job_id))
@@ -69,11 +73,36 @@ class Renewals:
         teachers = {teacher.teacher_id: teacher for teacher in _teachers(gates)}
         if not teachers:
             return
-        for teacher_id, found in (
-            await self._threads.share(partial(self._sharing.bounds, sorted(teachers)))
-        ).items():
-            teachers[teacher_id].cap.most = found.cap
-            teachers[teacher_id].paced = teachers[teacher_id].paced or found.paced
+        specs = {gate.teacher.teacher_id: gate.spec for gate in gates}
+        bounds = await self._threads.share(partial(self._sharing.bounds, sorted(teachers)))
+        for teacher_id, found in bounds.items():
+            teacher = teachers[teacher_id]
+            teacher.cap.most = found.cap
+            teacher.paced = teacher.paced or found.paced
+            if found.urls != tuple(replica.spec.base_url for replica in teacher.replicas):
+                await teacher.replicas.move(specs[teacher_id].servers(found.urls))
+
+    async def tell(self, gates: list[LaneGate]) -> None:
+        """How the teachers' servers are, for people who ask."""
+        if time.monotonic() - self._told_at < _TELL_SECONDS:
+            return
+        self._told_at = time.monotonic()
+        seen = [
+            ServerSeen(
+                teacher_id=teacher.teacher_id,
+                url=replica.spec.base_url or "",
+                state="down" if replica.down else "failing" if replica.failures else "up",
+                reason=None if replica.down is None else replica.down.detail[:1000],
+                room=replica.controller.limit,
+                in_flight=replica.in_flight,
+                running=None if replica.pressure is None else replica.pressure.running,
+                waiting=None if replica.pressure is None else replica.pressure.waiting,
+            )
+            for teacher in _teachers(gates)
+            for replica in teacher.replicas
+        ]
+        if seen:
+            await self._threads.share(partial(self._sharing.tell, seen))
 
     async def leave(self) -> None:
         """Nothing is under way: give back what is held."""

@@ -210,7 +210,7 @@ class Replicas:
     def _looked(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.error("a server's load could not be read", exc_info=task.exception())
+            log.error("a server could not be looked after", exc_info=task.exception())
 
     async def aclose(self) -> None:
         tasks = [*self._probes.values(), *self._background]
@@ -227,15 +227,27 @@ class Replicas:
                 return replica
         return None
 
+    async def move(self, specs: Sequence[TeacherSpec]) -> None:
+        """The teacher's owner has changed its addresses: those that are new are asked what is there."""
+        await self._follow(specs)
+        for replica in self._all:
+            if replica.capabilities is None:
+                self._ask(replica)
+
     async def _follow(self, specs: Sequence[TeacherSpec]) -> None:
-        """Servers that are new are added, those that are no longer named are closed."""
+        """Servers that are new are added, those that are no longer named are closed when their calls have ended."""
         known = {replica.spec.base_url: replica for replica in self._all if replica.spec in specs}
         gone = [replica for replica in self._all if replica.spec not in specs]
         self._all = [known.get(spec.base_url) or Replica(spec) for spec in specs]
         for replica in gone:
             replica.down = replica.down or LaneDown("teacher-unavailable", f"{replica.name} was taken away")
-            if replica.teacher is not None:
-                await replica.teacher.aclose()
+            self._spawn(self._closed(replica))
+
+    async def _closed(self, replica: Replica) -> None:
+        while replica.in_flight:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        if replica.teacher is not None:
+            await replica.teacher.aclose()
 
     def _ask(self, replica: Replica) -> asyncio.Task[None]:
         if replica not in self._probes:

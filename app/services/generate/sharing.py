@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from app.db import budgets, lanes, rates, slots
+from app.db import budgets, lanes, rates, servers, slots
 from app.db.models import Job, Teacher
 from app.db.session import reading, transaction
 from app.domain.budget import Use
@@ -93,6 +93,10 @@ class Sharing:
                 asked.throttles,
                 asked.announced,
             )
+
+    def tell(self, seen: list[servers.ServerSeen]) -> None:
+        with transaction(self._database) as connection:
+            servers.tell(connection, self._worker, seen)
 
     def bounds(self, teacher_ids: list[str]) -> dict[str, lanes.TeacherBounds]:
         """What their owners allow of the teachers now."""

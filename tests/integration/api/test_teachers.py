@@ -193,3 +193,27 @@ def test_what_a_teacher_costs(api: TestClient, made: Made) -> None:
     )
     assert published.json()["price"]["source"].startswith("genai-prices ")
     assert api.patch("/v1/teachers/own", json={"price": [{"input": -1, "output": 1}]}).status_code == 422
+
+
+def test_limits_and_replicas_are_set_changed_and_read(real_api: TestClient) -> None:
+    body = {
+        "name": "farm",
+        "driver": "openai",
+        "model": "m",
+        "base_url": "http://127.0.0.1:8000/v1",
+        "replicas": ["http://127.0.0.1:8001/v1"],
+        "max_requests_per_minute": 60,
+        "max_output_tokens_per_minute": 1000,
+    }
+    made = real_api.post("/v1/teachers", json=body).json()
+    assert made["replicas"] == body["replicas"]
+    changed = real_api.patch("/v1/teachers/farm", json={"max_requests_per_minute": 30, "replicas": []}).json()
+    assert (changed["max_requests_per_minute"], changed["replicas"]) == (30, [])
+    read = real_api.get("/v1/teachers/farm/load").json()
+    assert read["servers"] == []
+    assert (read["rates"]["requests_per_minute"], read["rates"]["input_tokens_per_minute"]) == (30, None)
+    assert read["rates"]["output_tokens_per_minute"] == 1000
+    forbidden = real_api.patch("/v1/teachers/farm", json={"replicas": ["http://169.254.169.254/v1"]})
+    assert forbidden.status_code == 422, "each address is judged"
+    twice = real_api.patch("/v1/teachers/farm", json={"replicas": [body["base_url"]]})
+    assert "each address once" in twice.json()["detail"]
