@@ -33,7 +33,7 @@ def take(database: Engine, storage: Storage, owner: str, stripe: int, run: Shard
     claim, lane = run.claim, run.lane
     asked = {unit.content_hash(index) for unit in run.pending for index in unit.sample_indices}
     with reading(database) as connection:
-        equal = equal_rows(connection, lane.project_id, claim.job_id, sorted(asked))
+        equal = equal_rows(connection, lane.project_id, claim.job_id, claim.teacher, sorted(asked))
     found: dict[Sample, Equal] = {}
     for unit in run.pending:  # equal prompts may stand twice in a set: each gets the sample
         for index in unit.sample_indices:

@@ -1,10 +1,14 @@
 """`reuse: true`: equal samples of earlier jobs are copied with their tokens, and counted apart."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 from sqlalchemy import Engine, insert, select, update
 
 from app.db import jobs
-from app.db.models import Completion, Job, Pace, Project, Segment, Shard
+from app.db.models import Completion, Job, Lane, Pace, Project, Segment, Shard
+from app.db.models import Teacher as TeacherRow
 from app.db.session import db_now, reading, session, transaction
 from app.storage.places import Storage
 from app.storage.segments import read_segment
@@ -108,3 +112,40 @@ def test_a_removed_row_is_not_reused(engine: Engine, storage: Storage) -> None:
     second = again(engine, prompts=8)
     assert set(made(engine, storage, second).calls) == {"prompt 0", "prompt 1", "prompt 2"}
     assert counts(engine, second) == (8, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("access_route", "together"), ("terms_id", "llama-3.3"), ("trained_on", ["exp_1"])],
+)
+def test_a_row_that_other_terms_bind_is_not_reused(
+    engine: Engine, storage: Storage, column: str, value: object
+) -> None:
+    """The same model answers, and still the copy would be a way around the terms."""
+    first = make_job(engine, JobSetup(prompts=4))
+    made(engine, storage, first)
+    with transaction(engine) as connection:
+        connection.execute(update(Lane).where(Lane.job_id == first).values({column: value}))
+    assert sum(made(engine, storage, again(engine, prompts=4)).calls.values()) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "calls"),
+    [
+        ({}, 0),
+        ({"past_hosts": ["server.internal"]}, 0),
+        ({"past_hosts": ["api.openai.com"]}, 4),
+        ({"base_url": "https://api.openai.com/v1"}, 4),
+        ({"trained_on": ["exp_1"]}, 4),
+    ],
+)
+def test_rows_of_another_teacher_are_reused_where_the_same_terms_bind_both(
+    engine: Engine, storage: Storage, changes: dict[str, Any], calls: int
+) -> None:
+    first = make_job(engine, JobSetup(prompts=4))
+    made(engine, storage, first)
+    second = again(engine, prompts=4, teachers=("t1",))
+    if changes:
+        with transaction(engine) as connection:
+            connection.execute(update(TeacherRow).where(TeacherRow.name == "t0").values(**changes))
+    assert sum(made(engine, storage, second).calls.values()) == calls
