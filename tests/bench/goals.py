@@ -87,7 +87,12 @@ GOALS = (
             at_most=False,
             against="pyarrow",
         )
-        for name in ("10,000 rows, 64 tokens, k = 20", "100,000 rows, 64 tokens, k = 20")
+        for name in (
+            "100,000 rows of text",
+            "1,000,000 rows of text",
+            "10,000 rows, 64 tokens, k = 20",
+            "100,000 rows, 64 tokens, k = 20",
+        )
     ),
     Goal(
         "export's speed, by a bare pyarrow writer's",
