@@ -211,10 +211,10 @@ def usage_of(usage: Any) -> Usage:
         return Usage()
     details = usage.get("output_tokens_details")
     thinking = details.get("thinking_tokens") if isinstance(details, dict) else None
-    read, written = (usage.get(name) for name in ("cache_read_input_tokens", "cache_creation_input_tokens"))
-    fresh = usage.get("input_tokens")
+    names = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    fresh, read, written = (usage[name] if isinstance(usage.get(name), int) else None for name in names)
     return Usage(
-        prompt_tokens=None if not isinstance(fresh, int) else fresh + (read or 0) + (written or 0),
+        prompt_tokens=None if fresh is None else fresh + (read or 0) + (written or 0),
         completion_tokens=usage["output_tokens"] if isinstance(usage.get("output_tokens"), int) else None,
         reasoning_tokens=thinking if isinstance(thinking, int) else None,
         cached_tokens=read if isinstance(read, int) else None,

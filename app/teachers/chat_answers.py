@@ -98,8 +98,9 @@ def _choices(answer: Any) -> list[dict[str, Any]]:
 
 def _broken(choice: dict[str, Any]) -> TeacherError | None:
     error = error_told(choice)
-    if error is None and choice.get("finish_reason") in _BROKEN_OFF:
-        return TransientTeacherError(f"the teacher broke off: finish_reason {choice['finish_reason']!r}")
+    finish = choice.get("finish_reason")
+    if error is None and isinstance(finish, str) and finish in _BROKEN_OFF:
+        return TransientTeacherError(f"the teacher broke off: finish_reason {finish!r}")
     return error
 
 

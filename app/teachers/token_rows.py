@@ -39,7 +39,7 @@ def columns_of_rows(
         tops = [row["top_logprobs"] for row in rows]
         candidates, logprobs = _rectangle(tops, read)
         own = np.array([row["logprob"] for row in rows], dtype=np.float32)
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise MalformedAnswer(f"the answer's logprobs are not in a known shape: {error!r}") from error
     return token_columns(ids, candidates, logprobs, own, k, prompt_ids)
 
@@ -127,7 +127,7 @@ def columns_of_meta_info(meta: dict[str, Any], k: int, prompt_ids: Int32 | None)
         ids = np.array([entry[1] for entry in own], np.int32)
         logprobs = np.array([entry[0] for entry in own], np.float32)
         candidates, values = _flat_candidates(meta)
-    except (TypeError, ValueError, KeyError, IndexError, OverflowError, binascii.Error) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, binascii.Error) as error:
         raise MalformedAnswer(f"the answer's logprobs are not in a known shape: {error!r}") from error
     return token_columns(ids, candidates, values, logprobs, k, prompt_ids)
 

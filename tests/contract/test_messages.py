@@ -11,6 +11,7 @@ import pytest
 from app.domain.sampling import SamplingParameters
 from app.errors import IdentityChanged, InvalidInput, PermanentTeacherError, TeacherRefusedKey, Unsupported
 from app.teachers import build
+from app.teachers.anthropic_messages import usage_of
 from app.teachers.base import Capabilities, GenerateRequest, Generation, Turn, Usage
 from tests.contract.stages import ACCESS, Stage, anthropic, gemini
 
@@ -139,6 +140,13 @@ def test_a_budget_of_a_prompt_is_a_budget_of_claude(claude: Stage) -> None:
 def test_usage_of_claude_counts_the_cache_in(claude: Stage) -> None:
     made = ask(with_options(claude, thinking={"type": "adaptive"}))
     assert made.usage == Usage(25, 22, 7, 4)
+    odd = {
+        "input_tokens": 3,
+        "cache_creation_input_tokens": "x",
+        "cache_read_input_tokens": [],
+        "output_tokens": 2,
+    }
+    assert usage_of(odd) == Usage(3, 2, None, None), "what is no number is not known"
 
 
 def test_a_claude_without_sampling_parameters_is_found_out(claude: Stage) -> None:

@@ -311,6 +311,22 @@ def test_an_error_inside_an_answer_of_200(answer: Any, ours: type[TeacherError])
     assert type(raised.value) is ours
 
 
+@pytest.mark.parametrize("rows", [[7], [None], [[]], [{"token": 7, "logprob": []}]])
+def test_logprobs_of_no_known_shape(rows: Any) -> None:
+    provider = Provider("vllm", always(completion(choice={"logprobs": {"content": rows}})))
+    with pytest.raises(MalformedAnswer):
+        provider.ask(top_logprobs=2)
+    found = provider.probe()
+    assert (found.reachable, found.max_top_logprobs, len(found.problems)) == (True, 0, 1)
+
+
+def test_a_finish_reason_of_no_known_shape_is_kept_as_it_is() -> None:
+    assert (
+        Provider("generic", always(completion(choice={"finish_reason": ["odd"]}))).ask().finish_reason
+        == "['odd']"
+    )
+
+
 def test_xai_counts_reasoning_beside_the_answer() -> None:
     usage = {
         "prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135,
