@@ -221,11 +221,17 @@ def test_a_teacher_that_moves_on_does_not_leave_its_hosts_terms_behind(
     assert "3.3(e)" in refused["detail"]
     (moved,) = [one for one in refused["findings"] if one["code"] == "route-mismatch"]
     assert "its address once belonged to OpenAI API" in moved["message"]
+    # Neither does one whose further addresses are taken away again, whenever they were named.
+    made.teacher("many", replicas=["https://api.openai.com/v1"])
+    made.teacher("more")
+    api.patch("/v1/teachers/more", json={"replicas": ["https://api.openai.com/v1"]})
+    for name in ("many", "more"):
+        assert api.patch(f"/v1/teachers/{name}", json={"replicas": []}).json()["replicas"] == []
     # New rows may be made anywhere by now: another teacher says where.
     made.teacher("settled")
     use = {"intended_use": {"competing": True}, "licenses": ["MIT"]}
     outcomes = [
         api.post("/v1/policy/evaluate", json={"teachers": [name], **use}).json()["outcome"]
-        for name in ("moved", "settled")
+        for name in ("moved", "many", "more", "settled")
     ]
-    assert outcomes == ["block", "allow"]
+    assert outcomes == ["block", "block", "block", "allow"]
