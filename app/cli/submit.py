@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from app.client import RetortClient
     from app.recipes import JobSpec
     from app.services.appends import AppendView
+    from app.services.estimates import Forecast, Range
     from app.services.job_views import JobView
 
 _ERRORS_SHOWN = 10
@@ -221,6 +222,8 @@ def _estimated(api: "RetortClient", spec: "JobSpec", as_json: bool) -> None:
         out.print(f"{counted(found.n_prompts, 'prompt')} → up to {made}.")
         if found.max_completion_tokens is not None:
             out.print(f"At most {counted(found.max_completion_tokens, 'completion token')}.")
+        for line in () if found.forecast is None else _forecast(found.forecast):
+            out.print(f"  {line}", markup=False)
         for warning in found.warnings:
             out.print(f"Warning: {warning}.", markup=False)
         policy_told(found.policy)
@@ -228,6 +231,25 @@ def _estimated(api: "RetortClient", spec: "JobSpec", as_json: bool) -> None:
     show(found, as_json, told)
     if found.policy.outcome == "block":
         raise typer.Exit(Exit.REFUSED)
+
+
+def _forecast(found: "Forecast") -> list[str]:
+    """A line for each thing that is known."""
+
+    def told(name: str, one: "Range | None", unit: str = "") -> str:
+        if one is None:
+            return f"{name}: not known"
+        likely = "" if one.likely is None else f", likely {one.likely:,.4g}{unit}"
+        high = "no bound" if one.high is None else f"{one.high:,.4g}{unit}"
+        return f"{name}: {one.low:,.4g}{unit} to {high}{likely}"
+
+    return [
+        told("requests", found.requests),
+        told("prompt tokens", found.prompt_tokens),
+        told("completion tokens", found.completion_tokens),
+        told("cost", found.cost_usd, " USD"),
+        told("time", found.seconds, " s"),
+    ]
 
 
 def _uploaded(api: "RetortClient", file: Path, name: str, strict: bool) -> "AppendView":

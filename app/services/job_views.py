@@ -17,6 +17,7 @@ from app.domain.sampling import Elicitation, IntendedUse, SamplingParameters
 from app.recipes import Budget
 from app.services import policy
 from app.services.budgets import BudgetUseView, use_view
+from app.services.estimates import Forecast
 from app.services.policy import PolicyForecast, PolicySummary
 
 
@@ -154,6 +155,7 @@ class JobEstimate(BaseModel):
         description="Upper bound, from `max_tokens` of the job; null where that is not set. Prompts' own are not seen."
     )
     teachers: list[TeacherEstimate]
+    forecast: Forecast | None = Field(None, description="What it will ask, use, cost and take.")
     policy: PolicyForecast = Field(description="With the outcome `block` the job would be refused.")
     warnings: list[str]
 

@@ -3,7 +3,7 @@
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from app.db import cutting, prompt_sets
+from app.db import cutting, estimates, prompt_sets
 from app.db import jobs as rows
 from app.db import teachers as teacher_rows
 from app.db.models import Job, PromptSet, Teacher
@@ -18,6 +18,7 @@ from app.policy.rules import Moment, PolicyRules
 from app.recipes import JobSpec
 from app.services import budgets, generations, policy
 from app.services.budgets import JobChanges
+from app.services.estimates import forecast
 from app.services.job_views import JobEstimate, JobView, ShardView, TeacherEstimate, shard_view, views
 from app.services.teachers import rates_of, spec_of
 from app.teachers import without_batch_api
@@ -110,7 +111,17 @@ def estimate(
         for teacher in teachers
         if teacher.probed_at is None
     ]
+    connection = session.connection()
+    told = forecast(
+        spec,
+        prompts.n_prompts,
+        estimates.mean_bytes(connection, prompts.id, prompts.n_prompts),
+        teachers,
+        _prices(teachers),
+        estimates.past(connection, [teacher.id for teacher in teachers]),
+    )
     return JobEstimate(
+        forecast=told,
         n_prompts=prompts.n_prompts,
         n_completions=most if known else None,
         n_completions_at_most=most,

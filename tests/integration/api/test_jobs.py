@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from app.db import lanes, provider_batches, shards
 from app.db.session import transaction
@@ -112,11 +112,45 @@ def test_a_dry_run_counts_and_stores_nothing(api: TestClient, made: Made) -> Non
     found = answer.json()
     assert (found["n_prompts"], found["n_completions"], found["n_shards_at_most"]) == (600, 2400, 6)
     assert found["max_completion_tokens"] == 24_000
+    told = found["forecast"]
+    assert (told["requests"]["low"], told["requests"]["high"]) == (2400, 2400)
+    assert told["completion_tokens"] == {"low": 2400, "likely": None, "high": 24_000}
+    assert 2400 * 5 < told["prompt_tokens"]["low"] < told["prompt_tokens"]["likely"] < 2400 * 30
+    assert (told["cost_usd"], told["seconds"]) == (None, None), "neither price nor pace is known"
     assert any("600 prompts name no licence" in warning for warning in found["warnings"])
     assert any("never probed" in warning for warning in found["warnings"])
     assert api.get("/v1/jobs").json()["items"] == []
     job = made.job(**body)
     assert (job["counts"]["expected"], job["shards"]["total"]) == (found["n_completions"], 6)
+
+
+def test_an_estimate_knows_prices_limits_and_what_was_made_before(
+    api: TestClient, made: Made, engine: Engine
+) -> None:
+    made.teacher("a")
+    changes = {"price": [{"input": 1000, "output": 2000}], "max_requests_per_minute": 60}
+    assert api.patch("/v1/teachers/a", json=changes).status_code == 200
+    sealed = made.prompt_set([f"prompt {n:04}" for n in range(120)])
+    body = {"prompt_set": sealed["id"], "teachers": ["a"], "sampling": {"max_tokens": 100}}
+    before = made.job(**body)
+    with transaction(engine) as connection:
+        connection.execute(
+            text(
+                "INSERT INTO counter (job_id, teacher, stripe, completed, failed, reused, prompt_tokens, "
+                "completion_tokens, calls, retries) VALUES (:job, 0, 0, 10, 0, 0, 50, 300, 10, 0)"
+            ),
+            {"job": before["id"]},
+        )
+        connection.execute(
+            text("UPDATE job SET status = 'completed', started_at = 1000, ended_at = 1005 WHERE id = :job"),
+            {"job": before["id"]},
+        )
+    told = api.post("/v1/jobs", json=body, params={"dry_run": True}).json()["forecast"]
+    assert told["completion_tokens"] == {"low": 120, "likely": 3600, "high": 12_000}
+    assert told["seconds"] == {"low": 120, "likely": 120, "high": None}, "by the limit, slower than the pace"
+    prompt, answers = told["prompt_tokens"]["likely"], told["completion_tokens"]["likely"]
+    assert told["cost_usd"]["likely"] == pytest.approx((prompt * 1000 + answers * 2000) / 1e6, rel=0.1)
+    assert told["cost_usd"]["low"] < told["cost_usd"]["likely"] < told["cost_usd"]["high"]
 
 
 def test_prompts_that_name_their_teacher(api: TestClient, made: Made) -> None:
