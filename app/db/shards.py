@@ -4,15 +4,18 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     and_,
     bindparam,
+    case,
     exists,
     func,
     insert,
     literal_column,
     or_,
     select,
+    text,
     true,
     update,
 )
@@ -69,8 +72,9 @@ def candidates(connection: Connection, teacher_names: tuple[str, ...]) -> list[C
     """Lanes with something to claim: higher priority first, then the job with the fewest shards under lease."""
     leased = select(Shard.job_id, func.count().label("n")).where(_LEASED).group_by(Shard.job_id).subquery()
     mine = and_(Shard.job_id == Lane.job_id, Shard.teacher == Lane.teacher)
-    ready = exists().where(mine, _READY)
-    expired = exists().where(mine, _LEASED, Shard.lease_until < db_now())
+    # LIMIT 1 and not EXISTS, of which PostgreSQL would make a table of all that is ready.
+    ready = select(Shard.id).where(mine, _READY).limit(1).scalar_subquery()
+    expired = select(Shard.id).where(mine, _LEASED, Shard.lease_until < db_now()).limit(1).scalar_subquery()
     n_leased = func.coalesce(leased.c.n, 0)
     query = (
         select(Lane.job_id, Lane.teacher, Lane.parked_reason, Job.priority, n_leased.label("leased"))
@@ -81,12 +85,16 @@ def candidates(connection: Connection, teacher_names: tuple[str, ...]) -> list[C
             Job.status != JobStatus.PAUSED,
             Lane.execution == Execution.CALLS,  # the others' are in batches: app/db/provider_batches.py
             or_(Lane.parked_reason.is_(None), Lane.parked_until <= db_now()),
-            or_(ready, expired),
+            or_(ready.is_not(None), expired.is_not(None)),
         )
         .order_by(Job.priority.desc(), n_leased, Job.id, Lane.teacher)
     )
     if teacher_names:
         query = query.where(Lane.teacher_name.in_(teacher_names))
+    if connection.dialect.name == "postgresql":
+        # Where many shards are ready, a scan looks cheap, since it would soon meet one; in a lane that has none it
+        # walks through all of them.
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
     return [
         Candidate(row.job_id, row.teacher, row.parked_reason is not None, row.priority, row.leased)
         for row in connection.execute(query)
@@ -121,7 +129,9 @@ def claim(
                 owner=owner,
                 epoch=Shard.epoch + 1,
                 lease_until=db_now() + lease_seconds,
-                claims_without_progress=Shard.claims_without_progress + 1,
+                # A worker that slept past its own lease lives: nobody died over this shard.
+                claims_without_progress=Shard.claims_without_progress
+                + case((Shard.owner == owner, 0), else_=1),
             )
             .returning(Shard)
         ).one_or_none()
@@ -208,11 +218,17 @@ def extend(connection: Connection, owner: str, leases: Iterable[Lease], lease_se
 
 
 def suspect(connection: Connection, owner: str, lease: Lease, prompt_number: int | None) -> None:
-    """Note which prompt is asked alone: if the worker dies, it is the one. None: no longer any."""
+    """Note which prompt is asked alone: if the worker dies, it is the one. None: no longer any.
+
+    What others did over the shard before is not held against it: its claims are counted anew.
+    """
+    claims: ColumnElement[int] = Shard.claims_without_progress.expression
+    if prompt_number is not None:
+        claims = case((Shard.suspect == prompt_number, Shard.claims_without_progress), else_=1)
     connection.execute(
         update(Shard)
         .where(Shard.id == lease[0], Shard.epoch == lease[1], Shard.owner == owner, _LEASED)
-        .values(suspect=prompt_number)
+        .values(suspect=prompt_number, claims_without_progress=claims)
     )
 
 

@@ -3,7 +3,18 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, cast, delete, func, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    any_,
+    cast,
+    delete,
+    func,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.types import BigInteger
 
 from app.db.models import (
@@ -25,21 +36,24 @@ AT_ONCE = 2000
 NOTHING, SCRATCH, HISTORIES = 0, 1, 2  # `job.tidied`
 
 
-def _delete_some(connection: Connection, table: type[Base], where: Any) -> int:
-    """At most `AT_ONCE` rows. Returns how many there were."""
+def _delete_some(connection: Connection, table: type[Base], where: Any, order: Sequence[Any]) -> int:
+    """At most `AT_ONCE` rows, found by the index of `order`. Returns how many there were."""
     made: Table = table.__table__  # type: ignore[assignment]
-    key = list(made.primary_key.columns)
-    some = select(*key).where(where).limit(AT_ONCE)
-    found = tuple_(*key).in_(some) if len(key) > 1 else key[0].in_(some)
+    place: ColumnElement[Any] = literal_column("rowid" if connection.dialect.name == "sqlite" else "ctid")
+    some = select(place).select_from(made).where(where).order_by(*order).limit(AT_ONCE)
+    found: ColumnElement[bool] = place.in_(some)
+    if connection.dialect.name == "postgresql":  # by an array: it might walk through the table to join a list
+        found = place == any_(func.array(some.scalar_subquery()))
     return connection.execute(delete(made).where(found)).rowcount
 
 
 def expired_requests(connection: Connection, hours: float) -> int:
-    return _delete_some(connection, IdempotentRequest, IdempotentRequest.created_at < db_now() - hours * 3600)
+    old = IdempotentRequest.created_at < db_now() - hours * 3600
+    return _delete_some(connection, IdempotentRequest, old, [IdempotentRequest.created_at])
 
 
 def expired_grants(connection: Connection) -> int:
-    return _delete_some(connection, SlotGrant, SlotGrant.lease_until < db_now())
+    return _delete_some(connection, SlotGrant, SlotGrant.lease_until < db_now(), [SlotGrant.lease_until])
 
 
 def active_jobs(connection: Connection) -> list[str]:
@@ -49,11 +63,12 @@ def active_jobs(connection: Connection) -> list[str]:
 def old_pace(connection: Connection, job_id: str, hours: float) -> int:
     """Samples of throughput of a job that goes on."""
     step = cast(func.floor(db_now() / PACE_SECONDS), BigInteger) - int(hours * 3600 / PACE_SECONDS)
-    return _delete_some(connection, Pace, (Pace.job_id == job_id) & (Pace.step < step))
+    old = (Pace.job_id == job_id) & (Pace.step < step)
+    return _delete_some(connection, Pace, old, [Pace.job_id, Pace.step])
 
 
 def pace(connection: Connection, job_id: str) -> int:
-    return _delete_some(connection, Pace, Pace.job_id == job_id)
+    return _delete_some(connection, Pace, Pace.job_id == job_id, [Pace.job_id, Pace.step])
 
 
 def jobs_to_tidy(connection: Connection, tidied: int, seconds: float, limit: int = 100) -> list[str]:
@@ -105,6 +120,8 @@ def pointed_at(connection: Connection, paths: Sequence[str]) -> set[str]:
     """Those of the files that a shard's pointer names."""
     return set(
         connection.execute(
-            select(Segment.path).join(Shard, Shard.segment_id == Segment.id).where(Segment.path.in_(paths))
+            select(Segment.path)
+            .join(Shard, (Shard.id == Segment.shard_id) & (Shard.segment_id == Segment.id))
+            .where(Segment.path.in_(paths))
         ).scalars()
     )

@@ -177,7 +177,7 @@ class Model:
         for hold in mine:
             self.sequence += 1
             batch = ShardBatch(*hold.lease, self.sequence, self.job, 0)
-            batch.rows = [_row(self.job, hold.lease, number) for number in hold.buffer]
+            batch.rows = [completion_row(self.job, hold.lease, number) for number in hold.buffer]
             batch.tally = Tally(completed=len(hold.buffer), calls=len(hold.buffer))
             batches.append(batch)
         with transaction(self.engine) as connection:
@@ -241,7 +241,7 @@ def _with(holds: Holds, old: Hold, new: Hold | None) -> Holds:
     return others if new is None else (*others, new)
 
 
-def _row(job: str, lease: shards.Lease, number: int) -> tuple[Any, ...]:
+def completion_row(job: str, lease: shards.Lease, number: int) -> tuple[Any, ...]:
     values: dict[str, Any] = dict.fromkeys(COLUMNS)
     values |= {
         "job_id": job,

@@ -27,10 +27,7 @@ def guilty(run: ShardRun) -> list[Outcome]:
     if claim.suspect is None or claim.claims_without_progress <= DEATHS:
         return []
     died = claim.claims_without_progress - 1
-    detail = (
-        f"{died} workers died over its shard, one after the other, and no sample was recorded between;"
-        " the last one asked nothing of the shard but this prompt"
-    )
+    detail = f"{died} workers died, one after the other, while this was the only prompt of its shard that they asked"
     failed = [
         Outcome(unit, index, died, 0, None, "worker-died", detail)
         for unit in run.pending

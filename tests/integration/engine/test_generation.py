@@ -18,10 +18,11 @@ from app.errors import (
     TransientTeacherError,
 )
 from app.services import dispatch
+from app.services.generate.ledger import Ledger
 from app.storage.places import Storage
 from app.teachers.base import GenerateRequest, Generation
 from tests.fixtures.jobs import JobSetup, add_prompts, check_whole, job_row, make_job
-from tests.integration.engine.running import Teacher, finish, running, status, until
+from tests.integration.engine.running import Teacher, config, finish, running, status, until
 
 
 def test_every_prompt_gets_its_samples_and_its_tokens(engine: Engine, storage: Storage) -> None:
@@ -151,21 +152,17 @@ def test_priority_goes_first_and_equals_share(engine: Engine, storage: Storage) 
     low = make_job(engine, JobSetup(prompts=24, shard_size=4))
     other = make_job(engine, JobSetup(prompts=24, shard_size=4, teachers=("t1",)))
     high = make_job(engine, JobSetup(prompts=8, shard_size=4, priority=5))
+    ledger = Ledger(engine, config("another"))
+    claims = [ledger.claim(set(), set()) for _ in range(8)]
+    first = [claim[0].job_id for claim in claims if claim is not None]
+    assert first[:2] == [high, high]
+    assert Tally(first[2:]) == {low: 3, other: 3}
+    for claim in claims:
+        assert claim is not None
+        ledger.release(claim[0], "released", "by the test")
     with running(engine, storage, Teacher(delay=0.01), max_in_flight=4):
         for job in (low, other, high):
             finish(engine, job)
-    with reading(engine) as connection:
-        first = (
-            connection.execute(
-                select(Shard.job_id)
-                .join(ShardAttempt, ShardAttempt.shard_id == Shard.id)
-                .order_by(ShardAttempt.claimed_at)
-            )
-            .scalars()
-            .all()
-        )
-    assert first[:2] == [high, high]
-    assert Tally(first[2:8]) == {low: 3, other: 3}
 
 
 def test_a_followed_prompt_set_grows_until_it_is_sealed(engine: Engine, storage: Storage) -> None:
@@ -279,3 +276,17 @@ def test_a_shard_over_which_workers_died_is_asked_prompt_by_prompt(engine: Engin
             select(Completion.prompt_number, Completion.error_kind).where(Completion.status == "failed")
         ).all()
     assert [tuple(row) for row in failed] == [(8, "worker-died")] * 2
+
+
+def test_a_worker_that_slept_accuses_nobody(engine: Engine, storage: Storage) -> None:
+    """It takes its own lapsed shard again and again, and lives: that is no death over the shard."""
+    job = make_job(engine, JobSetup(prompts=4))
+    mine, others = Ledger(engine, config("mine")), Ledger(engine, config("others"))
+    seen = []
+    for ledger in (mine, mine, mine, others, mine):
+        claimed = ledger.claim(set(), set())
+        assert claimed is not None
+        seen.append(claimed[0].claims_without_progress)
+        with transaction(engine) as connection:
+            connection.execute(update(Shard).where(Shard.job_id == job).values(lease_until=1.0))
+    assert seen == [1, 1, 1, 2, 3]
