@@ -210,11 +210,6 @@ def _checked(session: Session, project_id: str, spec: JobSpec) -> tuple[PromptSe
             errors=[{"detail": f"no teacher is named {name!r}", "pointer": "#/teachers"} for name in missing],
         )
     teachers = [known[name] for name in spec.teachers]
-    if spec.execution == Execution.BATCH and spec.budget is not None:
-        raise Unsupported(
-            "a job in batch mode takes no budget: what a provider has begun to answer cannot be stopped at a cap; "
-            "leave the budget out (`dry_run` tells how much it can be at the most), or ask for `execution: calls`"
-        )
     for teacher in teachers:
         _check_logprobs(teacher, spec.top_logprobs)
         _check_sampling(teacher, spec.sampling)

@@ -367,7 +367,7 @@ def test_a_job_in_batch_mode(app: FastAPI, api: TestClient, made: Made) -> None:
     assert (refused.status_code, "has no batch API" in refused.json()["detail"]) == (422, True)
     assert api.post("/v1/jobs", json={**job, "teachers": ["api"], "execution": "later"}).status_code == 422
     capped = api.post("/v1/jobs", json={**job, "teachers": ["api"], "budget": {"max_tokens": 9}})
-    assert (capped.status_code, "takes no budget" in capped.json()["detail"]) == (422, True)
+    assert (capped.status_code, "handed over as a whole" in capped.json()["detail"]) == (422, True)
     api.post("/v1/teachers/api/probe")
     refused = api.post("/v1/jobs", json={**job, "teachers": ["api"]})
     assert (refused.status_code, "found by its last probe" in refused.json()["detail"]) == (422, True)
