@@ -28,6 +28,7 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
     made.teacher("t0")
     job = made.job(prompt_set=set_id)["id"]
     path = f"/v1/jobs/{job}"
+    assert api.patch(path, json={"budget": {"max_tokens": 2_000_000}}).status_code == 200
     for action in ("pause", "resume"):
         assert api.post(f"{path}/{action}").status_code == 200
     work_off(given.engine, given.storage, job, 1, lambda *_: "x")
@@ -58,6 +59,7 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
         "export.stream",
         "export.use",
         "job.cancel",
+        "job.change",
         "job.end",
         "job.pause",
         "job.resume",
@@ -91,9 +93,9 @@ def test_every_operation_that_changes_something_is_logged(app: FastAPI, api: Tes
     assert (verification["intact"], verification["problems"]) == (True, [])
 
 
-# create: project, key, set, teacher, job, export, override, takedown; change: project, teacher; append, seal, probe;
-# pause, resume, cancel, retry; cancel: export; revoke: key, override; delete: teacher, export; use: export
-LOGGED = 24
+# create: project, key, set, teacher, job, export, override, takedown; change: project, teacher, job; append, seal;
+# probe, pause, resume, cancel, retry; cancel: export; revoke: key, override; delete: teacher, export; use: export
+LOGGED = 25
 
 
 def test_no_secret_and_no_content_is_in_the_log(app: FastAPI, api: TestClient, made: Made) -> None:
