@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, select, tuple_
+from sqlalchemy import BigInteger, Connection, Dialect, Row, bindparam, func, select, tuple_
 
 from app.db.models import (
     Completion,
@@ -64,6 +64,7 @@ _FETCH = 512
 
 Place = tuple[int, int, int]  # prompt number, teacher, sample index
 FIRST: Place = (-1, 0, 0)
+_AFTER = ("after_prompt", "after_teacher", "after_sample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +101,22 @@ def watermark(connection: Connection, job_ids: Sequence[str]) -> float:
     return float(now)
 
 
-def page(
-    connection: Connection,
-    job_id: str,
-    prompt_set_id: str,
-    stage: int,
-    wanted: Wanted,
-    after: Place,
-    max_rows: int,
-    max_bytes: int,
-    bytes_per_token: int,
-) -> list[Sequence[Any]]:
-    """The next rows in the order (prompt number, teacher, sample index), as tuples in the order of `NAMES`.
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The rows of a stage behind a place, as SQL: compiled once, which costs as much as some hundred rows."""
 
-    Ends at `max_rows`, or where about `max_bytes` of text and tokens are reached; at the end it is empty.
-    """
+    sql: str
+    values: dict[str, Any]
+    order: Sequence[str] | None  # SQLite's parameters have places, PostgreSQL's names
+    cursor: tuple[str, ...]  # a cursor of the server streams
+
+
+def compiled(
+    dialect: Dialect, job_id: str, prompt_set_id: str, stage: int, wanted: Wanted, max_rows: int
+) -> Query:
+    """Rows in the order (prompt number, teacher, sample index), at most `max_rows`; see `page`."""
     key = tuple_(Completion.prompt_number, Completion.teacher, Completion.sample_index)
+    after = [bindparam(name, 0, BigInteger) for name in _AFTER]
     query = (
         select(*_COLUMNS)
         .join(
@@ -126,7 +127,7 @@ def page(
             Completion.job_id == job_id,
             Completion.stage == stage,
             Completion.prompt_number >= after[0],
-            key > after,
+            key > tuple_(*after),
             Completion.status == CompletionStatus.COMPLETED,
             Completion.created_at < wanted.before,
         )
@@ -146,9 +147,25 @@ def page(
         query = query.where(has if wanted.reasoning else ~has)
     if wanted.truncated is not None:
         query = query.where(Completion.reasoning_truncated.is_(wanted.truncated))
+    made = query.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+    return Query(
+        str(made),
+        dict(made.construct_params()),
+        getattr(made, "positiontup", None),
+        ("rows",) if dialect.name == "postgresql" else (),
+    )
+
+
+def page(
+    connection: Connection, query: Query, after: Place, max_bytes: int, bytes_per_token: int
+) -> list[Sequence[Any]]:
+    """The next rows behind a place, as tuples in the order of `NAMES`.
+
+    Ends at the query's limit, or where about `max_bytes` of text and tokens are reached; at the end it is empty.
+    """
     found: list[Sequence[Any]] = []
     size, portion = 0, 8
-    with _plain(connection, query) as cursor:
+    with _plain(connection, query, after) as cursor:
         while size < max_bytes and (got := cursor.fetchmany(portion)):
             found += got
             size += _size(got, bytes_per_token)
@@ -157,16 +174,13 @@ def page(
 
 
 @contextmanager
-def _plain(connection: Connection, query: Select[*tuple[Any, ...]]) -> Iterator[Any]:
+def _plain(connection: Connection, query: Query, after: Place) -> Iterator[Any]:
     """The driver's own cursor, streaming: SQLAlchemy's rows would cost as much as the query, and again as garbage."""
-    compiled = query.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
-    values = compiled.construct_params()
-    order = getattr(compiled, "positiontup", None)  # SQLite's parameters have places, PostgreSQL's names
-    named = ("rows",) if connection.dialect.name == "postgresql" else ()  # a cursor of the server streams
+    values = query.values | dict(zip(_AFTER, after, strict=True))
     if not connection.in_transaction():
         connection.begin()
-    with closing(connection.connection.cursor(*named)) as cursor:
-        cursor.execute(str(compiled), values if order is None else [values[name] for name in order])
+    with closing(connection.connection.cursor(*query.cursor)) as cursor:
+        cursor.execute(query.sql, values if query.order is None else [values[name] for name in query.order])
         yield cursor
 
 

@@ -80,21 +80,13 @@ class Source:
         done: Mapping[str, Place],
         tokens: Tokens,
     ) -> Iterator[Page]:
-        asked = self._wanted(job)
+        query = rows.compiled(
+            self.database.dialect, job.id, job.prompt_set, stage.position, self._wanted(job), _PAGE_ROWS
+        )
         width = 17 + 8 * stage.top_logprobs if self.with_tokens else 0
         while True:
             with reading(self.database) as connection:
-                found = rows.page(
-                    connection,
-                    job.id,
-                    job.prompt_set,
-                    stage.position,
-                    asked,
-                    after,
-                    _PAGE_ROWS,
-                    _PAGE_BYTES,
-                    width,
-                )
+                found = rows.page(connection, query, after, _PAGE_BYTES, width)
                 if not found:
                     return
                 page = self._page(connection, job, stage, found, done, tokens)
