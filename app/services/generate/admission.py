@@ -61,6 +61,7 @@ class Admission:
         teacher.cap.most = spec.teacher_cap
         teacher.paced = teacher.paced or spec.paced or found.hosted
         job = self._jobs.setdefault(spec.job_id, Cap(spec.job_id, Job, spec.job_cap))
+        job.most = spec.job_cap
         budget = self._renewals.budget_of(spec.job_id) if spec.has_budget else None
         gate = LaneGate(spec, found, teacher, job, budget, self._config.retry.backoff_s, self._pump_in)
         await self._renewals.all([*self._gates(), gate])

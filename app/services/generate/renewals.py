@@ -123,7 +123,9 @@ class Renewals:
             asked_at = time.monotonic()
             asked = CapAsked(cap.scope, cap.table, wanted, cap.share)
             found = await self._threads.share(partial(self._sharing.cap, asked))
-            if found is not None:
+            if found is None:
+                cap.most = None  # it was lifted
+            else:
                 # What is more than fair is left unused from now on, and given back by the next renewal.
                 cap.share = min(found[0], max(found[1], cap.in_flight))
                 cap.until = asked_at + self._sharing.seconds
