@@ -14,7 +14,7 @@ from app.db.models import Job, Teacher
 from app.errors import Overloaded, RateLimited
 from app.services.generate.accounts import BudgetAccount, RateAccount
 from app.services.generate.needs import Need, need_of, taken_by, used_by
-from app.services.generate.replicas import LaneDown, Replica, Replicas, Result, unfit
+from app.services.generate.replicas import LaneDown, Replica, Replicas, Result, nearest, unfit
 from app.services.generate.work import Unit
 from app.teachers.base import Capabilities, TellsRates
 from app.teachers.base import Teacher as Driver
@@ -130,7 +130,7 @@ class LaneGate:
             need = self.need(unit)
             if not self._affords(need, now):
                 return None
-        return Permit(self, min(able, key=lambda replica: replica.in_flight), unit, need, now)
+        return Permit(self, nearest(able, unit.prefix), unit, need, now)
 
     def need(self, unit: Unit) -> Need:
         """What a call for the unit needs of budget and rates."""

@@ -1,6 +1,7 @@
 """The servers of one teacher: which of them are well, which fit a lane, which have room."""
 
 import asyncio
+import hashlib
 import logging
 import math
 import time
@@ -32,6 +33,7 @@ _PATIENCE = 5.0  # seconds that a probe of all replicas waits for slow ones once
 _TRIES = 3  # calls that find nobody, one after the other, until a replica is taken out
 _REFUSALS = 6  # the same where it answers that it is overloaded
 _LOOK_SECONDS = 1.0  # between readings of a server's metrics
+_NEAR = 4  # samples by which a server may always be busier than the least busy one
 
 
 class LaneDown(Exception):
@@ -150,8 +152,26 @@ class Replica:
         self.down = why
 
     @property
+    def address(self) -> bytes:
+        return (self.spec.base_url or "").encode()
+
+    @property
     def name(self) -> str:
         return f"teacher {self.spec.name!r}" + (f" at {self.spec.base_url}" if self.spec.base_url else "")
+
+
+def nearest(able: Sequence[Replica], prefix: bytes) -> Replica:
+    """Which server gets a call: the one that prompts with this beginning go to, for it may have that in its cache;
+    the least busy one where that is busier by more than a quarter.
+
+    Every worker finds the same one, and another server moves few prefixes (rendezvous hashing: Thaler and
+    Ravishankar, 1998).
+    """
+    if len(able) == 1:
+        return able[0]
+    idle = min(able, key=lambda replica: replica.in_flight)
+    home = max(able, key=lambda replica: hashlib.blake2b(prefix + replica.address, digest_size=8).digest())
+    return home if home.in_flight <= idle.in_flight * 1.25 + _NEAR else idle
 
 
 class Replicas:

@@ -67,6 +67,7 @@ class Unit:
     sampling_json: str | None  # where it differs from the stage's
     sample_indices: tuple[int, ...]  # those that have no outcome yet
     content: "hashlib._Hash"
+    prefix: bytes  # hash of what comes before the last turn; of the prompt where that is all there is
     prompt_bytes: int  # of the prompt's JSON: it has no more tokens than that, apart from the chat template's
     attempts: int = 0
     used_s: float = 0.0  # of the deadline: calls and waits between attempts
@@ -106,13 +107,17 @@ def load_run(database: Engine, claim: Claim, lane: lanes.LaneSpec, group_sibling
     run = ShardRun(claim=claim, lane=lane, n_missing=0)
     stage = lane.stages[claim.stage]
     origin = _origin(lane, stage)
+    sharing: dict[bytes, list[Unit]] = {}
     for prompt in prompts:
         missing = tuple(i for i in range(stage.n) if (prompt.number, i) not in done)
         if not missing:
             continue
         run.n_missing += len(missing)
         for indices in (missing,) if group_siblings else tuple((i,) for i in missing):
-            run.pending.append(_unit(run, prompt, stage, origin, indices))
+            unit = _unit(run, prompt, stage, origin, indices)
+            sharing.setdefault(unit.prefix, []).append(unit)
+    # One after the other, so that an engine still has in its cache what they begin with.
+    run.pending.extend(unit for units in sharing.values() for unit in units)
     return run
 
 
@@ -141,8 +146,11 @@ def _unit(
     own = body.get("parameters")
     sampling = stage.sampling.overridden(None if own is None else SamplingOverrides.model_validate(own))
     asked = {name: body[name] for name in ("messages", "tools", "response_schema") if name in body}
+    prompt_json = canonical_json(asked)
+    earlier = asked["messages"][:-1]
+    shared = canonical_json({**asked, "messages": earlier}) if earlier else prompt_json
     content = hashlib.sha256(origin)
-    content.update(canonical_json(asked))
+    content.update(prompt_json)
     content.update(canonical_json(sampling.asked()))
     return Unit(
         run=run,
@@ -155,5 +163,6 @@ def _unit(
         sampling_json=None if own is None else orjson.dumps(sampling.asked()).decode(),
         sample_indices=indices,
         content=content,
+        prefix=hashlib.blake2b(shared, digest_size=16).digest(),
         prompt_bytes=len(prompt.body),
     )

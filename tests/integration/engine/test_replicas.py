@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
+import orjson
 import pytest
+from aiohttp import web
 from sqlalchemy import Engine, update
 
-from app.db.models import Teacher
+from app.db.models import PromptRow, Teacher
 from app.db.session import connect, session, transaction
 from app.services import teachers
 from app.services.teachers import ServerView
@@ -17,6 +20,7 @@ from app.teachers.base import Teacher as Driver
 from app.teachers.base import TeacherSpec
 from tests.faults.world import ScriptedServer
 from tests.fixtures.jobs import JobSetup, check_whole, ensure_project, job_row, make_job
+from tests.fixtures.loopback import serving
 from tests.integration.engine.running import finish, running, status, until
 
 
@@ -95,4 +99,49 @@ def test_addresses_that_change_hold_for_a_running_job(
         finish(database, job, 60)
         assert second.samples() == left
     assert check_whole(database, storage, job)["completed"] == 3000
+    database.dispose()
+
+
+def remembering(asked: list[str]) -> web.Application:
+    """A server that answers everybody, and keeps the first turn of whatever it was asked."""
+
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.json()
+        asked.append(body["messages"][0]["content"])
+        message = {"role": "assistant", "content": "yes"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1}
+        return web.json_response({"choices": [choice], "model": "null", "usage": usage})
+
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "null"}]})
+
+    made = web.Application()
+    made.router.add_post("/v1/chat/completions", answer)
+    made.router.add_get("/v1/models", models)
+    return made
+
+
+def test_prompts_that_begin_alike_travel_together(sqlite_url: str, storage: Storage) -> None:
+    """Twenty-four conversations of ten prompts each, mixed: each is one server's, one prompt after the other."""
+    database = connect(sqlite_url)
+    asked: tuple[list[str], list[str]] = [], []
+    with serving(lambda: remembering(asked[0])) as first, serving(lambda: remembering(asked[1])) as second:
+        job = make_job(database, JobSetup(prompts=240, shard_size=240, base_url=f"{first}/v1"))
+        with transaction(database) as connection:
+            connection.execute(update(Teacher).values(replicas=[f"{second}/v1"]))
+            for number in range(240):
+                turns = [("system", f"topic {number % 24}"), ("user", f"{number}")]
+                body = {"messages": [{"role": role, "content": content} for role, content in turns]}
+                here = PromptRow.number == number
+                connection.execute(update(PromptRow).where(here).values(body=orjson.dumps(body)))
+        with running(database, storage, opened, max_in_flight=2):
+            finish(database, job, 60)
+    assert check_whole(database, storage, job)["completed"] == 240
+    topics = [[one for one in server if one.startswith("topic")] for server in asked]
+    assert sum(map(len, topics)) == 240
+    assert not set(topics[0]) & set(topics[1])
+    assert all(topics)
+    # Two calls are under way at the same time, so neighbours may change places where one topic ends.
+    assert sum(a != b for server in topics for a, b in pairwise(server)) <= 3 * 24
     database.dispose()
