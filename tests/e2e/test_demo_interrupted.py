@@ -59,10 +59,7 @@ def of_folder(data_dir: Path) -> list[psutil.Process]:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Iterator[Path]:
-    # Under nohup a closed terminal is ignored, and children inherit that.
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield tmp_path / "data"
-    signal.signal(signal.SIGHUP, before)
     for process in of_folder(tmp_path / "data"):  # where the test failed
         process.kill()
 
@@ -134,7 +131,9 @@ def test_stopped_at_any_moment_it_goes_on(data_dir: Path, tmp_path: Path) -> Non
     assert len({place[0] for place in whole}) == 1, "one job did it all"
     assert all(row.startswith("completed") for row in whole.values())
     lines = [
-        json.loads(line) for file in (data_dir / "demo" / "jsonl").glob("*.jsonl") for line in file.open()
+        json.loads(line)
+        for file in (data_dir / "demo" / "jsonl").glob("*.jsonl")
+        for line in file.read_text().splitlines()
     ]
     assert len({line["row_id"] for line in lines}) == len(lines) == count
     finish(data_dir, port, log)

@@ -178,7 +178,7 @@ def test_a_dry_run_makes_no_job(retort: Retort, prompts: Path) -> None:
         (("prompts.jsonl", "--teacher", "t"), 2, "named once"),
         (("prompts.jsonl", "--top-logprobs", "21"), 4, "gives at most 19 top logprobs"),
         (("--prompt-set", "ps_none"), 5, "there is no prompt set 'ps_none'"),
-        (("prompts.jsonl", "--teacher", "nobody"), 5, "there is no teacher 'nobody' (there are: t"),
+        (("prompts.jsonl", "--teacher", "nobody"), 5, "there is no teacher 'nobody' (there are: "),
     ],
 )
 def test_what_cannot_be_submitted(
