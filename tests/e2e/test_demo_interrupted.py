@@ -133,7 +133,7 @@ def test_stopped_at_any_moment_it_goes_on(data_dir: Path, tmp_path: Path) -> Non
     lines = [
         json.loads(line)
         for file in (data_dir / "demo" / "jsonl").glob("*.jsonl")
-        for line in file.read_text().splitlines()
+        for line in file.read_bytes().splitlines()
     ]
     assert len({line["row_id"] for line in lines}) == len(lines) == count
     finish(data_dir, port, log)
