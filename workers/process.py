@@ -21,9 +21,8 @@ from app.storage.places import open_storage
 from app.storage.segments import Profile
 from app.teachers import TeacherAccess, build, build_batches
 from app.teachers.vllm_engine import load_in_this_process
+from workers import polling
 from workers.dispatch import Dispatcher
-from workers.exporting import ExportRunner
-from workers.taking_down import TakedownRunner
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +47,8 @@ class WorkerProcess:
             lambda spec: build_batches(spec, access),
             batch_config(settings, self.worker_id),
         )
-        self._exports = ExportRunner(self._database, storage, self.worker_id, settings)
-        self._takedowns = TakedownRunner(self._database, storage, self.worker_id, settings)
+        self._exports = polling.exports(self._database, storage, self.worker_id, settings)
+        self._takedowns = polling.takedowns(self._database, storage, self.worker_id, settings)
         self._dispatcher = Dispatcher(
             self._database,
             storage,

@@ -12,9 +12,9 @@ from sqlalchemy import Connection, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.batch_models import ProviderBatch
-from app.db.models import Job, Lane, Shard, ShardAttempt
+from app.db.models import Job, Lane, Shard
 from app.db.session import db_now
-from app.db.shards import Claim
+from app.db.shards import Claim, begin_attempt, claim_of
 from app.domain.lifecycle import BATCH_OVER, CLAIMABLE, Execution, JobStatus, ProviderBatchStatus, ShardStatus
 
 _PLANNED_FOR = (*CLAIMABLE, JobStatus.PARKED)
@@ -252,7 +252,7 @@ def shards_of(connection: Connection, batch_id: str) -> list[Claim]:
     rows = connection.execute(
         select(Shard.__table__).where(Shard.provider_batch_id == batch_id).order_by(Shard.id)
     )
-    return [_claim(row, row.epoch) for row in rows]
+    return [claim_of(row) for row in rows]
 
 
 def rounds_of(connection: Connection, shard_id: int) -> int:
@@ -300,19 +300,8 @@ def claim_shard(
     ).one_or_none()
     if row is None:
         return None
-    connection.execute(
-        update(ShardAttempt)
-        .where(
-            ShardAttempt.shard_id == row.id,
-            ShardAttempt.epoch == row.epoch - 1,
-            ShardAttempt.ended_at.is_(None),
-        )
-        .values(ended_at=db_now(), outcome="lost", detail="its lease ran out")
-    )
-    connection.execute(
-        insert(ShardAttempt).values(shard_id=row.id, epoch=row.epoch, owner=owner, claimed_at=db_now())
-    )
-    return _claim(row, row.epoch)
+    begin_attempt(connection, row, owner)
+    return claim_of(row)
 
 
 def untie(
@@ -347,17 +336,3 @@ def page(session: Session, job_id: str, after: str | None, limit: int) -> list[P
     if after is not None:
         query = query.where(ProviderBatch.id > after)
     return list(session.execute(query).scalars())
-
-
-def _claim(row: Any, epoch: int) -> Claim:
-    return Claim(
-        row.id,
-        epoch,
-        row.job_id,
-        row.stage,
-        row.teacher,
-        row.first_prompt,
-        row.end_prompt,
-        row.n_expected,
-        row.claims_without_progress,
-    )

@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Row,
     and_,
     bindparam,
     case,
@@ -139,6 +141,13 @@ def claim(
             break
     else:
         return None
+    begin_attempt(connection, row, owner)
+    run(connection, row.job_id, row.teacher)
+    return claim_of(row)
+
+
+def begin_attempt(connection: Connection, row: Row[Any], owner: str) -> None:
+    """Into the history of a shard that was just claimed; whoever had it before has lost it."""
     connection.execute(
         update(ShardAttempt)
         .where(
@@ -151,7 +160,9 @@ def claim(
     connection.execute(
         insert(ShardAttempt).values(shard_id=row.id, epoch=row.epoch, owner=owner, claimed_at=db_now())
     )
-    run(connection, row.job_id, row.teacher)
+
+
+def claim_of(row: Row[Any]) -> Claim:
     return Claim(
         row.id,
         row.epoch,

@@ -42,8 +42,7 @@ class AnthropicBatches:
     def __init__(self, teacher: AnthropicTeacher, max_requests: int | None) -> None:
         self._teacher = teacher
         self._http = teacher.http
-        most = min(_LIMITS.max_requests, max_requests or _LIMITS.max_requests)
-        self.limits = BatchLimits(most, _LIMITS.max_bytes)
+        self.limits = _LIMITS.at_most(max_requests)
 
     @property
     def teacher(self) -> Teacher:

@@ -62,6 +62,10 @@ class BatchLimits:
     max_requests: int
     max_bytes: int
 
+    def at_most(self, max_requests: int | None) -> "BatchLimits":
+        """The same with no more requests than were asked for, where that was."""
+        return BatchLimits(min(self.max_requests, max_requests or self.max_requests), self.max_bytes)
+
 
 class BatchTeacher(Protocol):
     """A driver's batch API. Methods raise what `Teacher.generate` raises, and do not retry."""

@@ -35,7 +35,7 @@ class OpenAIBatches:
         self._teacher = teacher
         self._ways = ways
         self._http: ApiTransport = teacher.api()
-        self.limits = BatchLimits(min(ways.max_requests, max_requests or ways.max_requests), ways.max_bytes)
+        self.limits = BatchLimits(ways.max_requests, ways.max_bytes).at_most(max_requests)
 
     @property
     def teacher(self) -> Teacher:
