@@ -41,6 +41,8 @@ def celery_app(broker_url: str, data_dir: Path) -> Celery:
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=False,
         worker_send_task_events=False,
+        # Its queue is named after the machine: on RabbitMQ, a second worker there could not start.
+        worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,

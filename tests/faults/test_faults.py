@@ -75,7 +75,7 @@ def world(
 def settle(world: World, fault: str, at_risk: int | None = 0) -> Found:
     """Check everything and note it. `at_risk`: what the fault may have taken; None where nobody could count it."""
     found = world.check()
-    assert found.failed == 0
+    assert found.failed == 0, world.failures()
     most = MOST_LOST * max(1, len(world.service.workers)) if at_risk is None else at_risk
     assert 0 <= found.again <= most, f"{found.again} samples were made again, {most} were at risk"
     report.note(world.kind, "valkey", fault, found, at_risk)
@@ -384,7 +384,7 @@ def test_sigterm_drains(world: World) -> None:
     victim = world.start_worker()
     world.wait_done(job, 0.2)
     victim.terminate()
-    assert victim.wait(20) == 0
+    assert victim.wait(20) == 0, world.logs()
     world.start_worker()
     assert settle(world, "SIGTERM").again == 0
 
@@ -447,7 +447,7 @@ def test_everything_at_random(world: World, seed: int) -> None:  # noqa: C901 - 
             world.submit(n=2)
     world.teacher.change(faults=[])
     found = world.check()
-    assert found.failed == 0
+    assert found.failed == 0, world.failures()
     assert found.again <= max(1, hits) * MOST_LOST
     name = f"{drawn_faults} faults at random in {SECONDS:.0f} s, seed {seed}"
     report.note(world.kind, "valkey", name, found, None)
@@ -466,17 +466,18 @@ def test_other_brokers(tmp_path: Path, broker: str) -> None:
         time.sleep(1)
         world.broker.start()
         world.wait_done(job, 0.4)
+        assert not any(worker.poll() for worker in (victim, leaver)), world.logs()
         at_risk = world.frozen([victim, leaver])
         victim.kill()
         victim.wait()
         leaver.send_signal(signal.SIGCONT)
         world.start_worker()
         leaver.terminate()
-        assert leaver.wait(20) == 0
+        assert leaver.wait(20) == 0, world.logs()
         world.broker.flush()
         world.submit(50)
         found = world.check()
-        assert found.failed == 0
+        assert found.failed == 0, world.failures()
         assert 0 <= found.again <= at_risk
         report.note("sqlite", broker, "killed and empty again; kill -9 of a worker; SIGTERM", found, at_risk)
 
