@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -271,28 +271,23 @@ class World:
 
     def frozen(self, workers: list[Popen[bytes]]) -> int:
         """Stop these workers (SIGSTOP) in whatever they do; what would be made again if all of them died now."""
-        while True:
+        with self._nobody_writes():
             for worker in workers:
                 worker.send_signal(signal.SIGSTOP)
             time.sleep(0.2)  # what they sent is under way
-            if self._can_write():
-                return self.at_risk()
-            for worker in workers:
-                worker.send_signal(signal.SIGCONT)
+            return self.at_risk()
 
-    def _can_write(self) -> bool:
-        """SQLite has one lock for all: nobody gets on while a process stands still that holds it."""
+    @contextmanager
+    def _nobody_writes(self) -> Iterator[None]:
+        """SQLite has one lock for all: nobody would get on while a process stands still that holds it."""
         if self.postgres is not None:
-            return True
-        connection = sqlite3.connect(self.database_url.removeprefix("sqlite:///"), timeout=0.05)
-        try:
+            yield
+            return
+        path = self.database_url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
+            yield
             connection.execute("ROLLBACK")
-        except sqlite3.OperationalError:
-            return False
-        finally:
-            connection.close()
-        return True
 
     def leader_pid(self) -> int:
         with reading(self.engine) as connection:
@@ -357,6 +352,11 @@ class World:
             assert time.monotonic() < end, f"{job} did not end in {seconds} s: {found}\n{self.logs()}"
             time.sleep(0.1)
         return found
+
+    def failures(self) -> str:
+        """Of each job the first failed row, with its kind and its reason."""
+        found = (self.service.call("GET", f"/v1/jobs/{job}/failures")["items"][:1] for job in self.jobs)
+        return json.dumps(list(found), indent=1)
 
     def logs(self) -> str:
         return self.service.logs() + "".join(
