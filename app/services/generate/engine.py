@@ -152,9 +152,7 @@ class GenerationEngine:
         opening = {(claim.job_id, claim.teacher) for claim in held.beginning.values()}
         if len(opening) >= _OPENING_AT_ONCE:
             return False
-        full = {
-            lane.key for lane in held.lanes.values() if lane.pending() >= max(1, lane.room()) or lane.closing
-        }
+        full = {lane.key for lane in held.lanes.values() if lane.full()}
         known = {shard_id for shard_id, _ in held.leases()}
         claimed = await self._threads.read(partial(self._ledger.claim, full | opening, known))
         if claimed is None:
@@ -169,6 +167,7 @@ class GenerationEngine:
     def _settle(self, outcomes: list[Outcome], ours: set[shards.Lease]) -> None:
         self._endings.settle(outcomes, ours)
         self._sender.pump()
+        self._wake.set()  # whatever kept the last look from a claim: it may be over
 
     def _park(self, gate: LaneGate, down: LaneDown) -> None:
         for lane in self._held.lanes.values():

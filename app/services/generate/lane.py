@@ -48,6 +48,10 @@ class LaneState:
     def pending(self) -> int:
         return sum(len(run.pending) for run in self.runs)
 
+    def full(self) -> bool:
+        """Whether it needs no other shard now."""
+        return self.closing is not None or self.pending() >= max(1, self.room())
+
     def wanted(self) -> int:
         """Samples that could be asked for if there were room."""
         return sum(len(unit.sample_indices) for run in self.runs for unit in run.pending)

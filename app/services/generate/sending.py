@@ -74,5 +74,5 @@ class Sender:
             lane.trial = False
         self._recorder.add(keep)
         self.pump()
-        if self._held.eligible() < self._max_in_flight:
+        if not lane.full():
             self._wake()
