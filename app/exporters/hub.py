@@ -5,7 +5,9 @@ from pathlib import Path
 import orjson
 
 from app.errors import Conflict, Forbidden, InvalidInput, RetortError, Unsupported
-from app.exporters.signing import MANIFEST
+from app.exporters.signing import MANIFEST, SIGNATURE
+
+_NOT_JUDGED = "this export was not declared for redistribution, so its terms were not judged for that"
 
 
 class HubUnreachable(RetortError):
@@ -13,17 +15,16 @@ class HubUnreachable(RetortError):
 
 
 def push_export(folder: Path, repository: str, token: str, private: bool, revision: str | None = None) -> str:
-    """Upload a folder that was verified, as a dataset repository. Returns its address.
+    """Upload the files of a verified export, and no other of its folder, as a dataset repository. Returns its address.
 
-    Raises `Forbidden` for a public push of data whose declared use is no redistribution, `Unsupported` without the
-    extra, `InvalidInput` and `Conflict` for what the Hub refuses, `HubUnreachable` where it does not answer.
+    Raises `Forbidden` for data whose declared use is no redistribution and a repository that others can read,
+    `Unsupported` without the extra, `InvalidInput` and `Conflict` for what the Hub refuses, `HubUnreachable` where it
+    does not answer.
     """
     manifest = orjson.loads((folder / MANIFEST).read_bytes())
-    if not private and not manifest["intended_use"].get("redistribution"):
-        raise Forbidden(
-            "this export was not declared for redistribution, so its terms were not judged for that: export it again "
-            "with --redistribution, or push it with --private"
-        )
+    given_on = bool(manifest["intended_use"].get("redistribution"))
+    if not private and not given_on:
+        raise Forbidden(f"{_NOT_JUDGED}: export it again with --redistribution, or push it with --private")
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -32,14 +33,22 @@ def push_export(folder: Path, repository: str, token: str, private: bool, revisi
     api = HfApi(token=token, library_name="retort", library_version=str(manifest["code_version"]))
     try:
         url = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        # One that is there already stays as it is, whatever was asked for.
+        if not given_on and not api.repo_info(repository, repo_type="dataset").private:
+            raise Forbidden(
+                f"{repository} is there already, and public; {_NOT_JUDGED}: export it again with --redistribution, or "
+                "name a private repository"
+            )
         api.upload_folder(
             folder_path=folder,
             repo_id=repository,
             repo_type="dataset",
             revision=revision,
             commit_message=f"Export {manifest['export']}: {manifest['n_rows']:,} rows",
-            ignore_patterns=[".*"],
+            allow_patterns=[*(file["name"] for file in manifest["files"]), MANIFEST, SIGNATURE],
         )
+    except RetortError:
+        raise
     except HFValidationError as error:
         raise InvalidInput(f"the Hub does not take this: {error}") from error
     except HfHubHTTPError as error:

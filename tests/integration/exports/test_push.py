@@ -77,6 +77,32 @@ def test_what_was_not_declared_for_redistribution_goes_to_private_repositories_o
     assert hub.created["visibility"] == "private"
 
 
+def test_a_repository_that_is_public_already_is_not_made_private_by_asking(
+    database: Engine, storage: Storage, tmp_path: Path, hub: HubServer
+) -> None:
+    path = folder(database, storage, made(database, storage), tmp_path / "made")
+    hub.files.clear()
+    code, _, errors = retort("push", path, "me/public", "--private", hub=hub)
+    assert code == 4
+    assert "me/public is there already, and public" in errors
+    assert not hub.files
+    use = {"research": True, "redistribution": True}
+    path = folder(database, storage, made(database, storage, intended_use=use), tmp_path / "given-on")
+    assert retort("push", path, "me/public", hub=hub)[0] == 0
+    assert hub.files
+
+
+def test_what_is_not_of_the_export_stays_at_home(
+    database: Engine, storage: Storage, tmp_path: Path, hub: HubServer
+) -> None:
+    path = folder(database, storage, made(database, storage), tmp_path / "made")
+    theirs = {one.name for one in path.iterdir()}
+    (path / "passwords.txt").write_text("secret")
+    hub.files.clear()
+    assert retort("push", path, "me/answers", "--private", hub=hub)[0] == 0
+    assert set(hub.files) == theirs
+
+
 def test_a_damaged_export_and_a_wrong_token_are_not_pushed(
     database: Engine, storage: Storage, tmp_path: Path, hub: HubServer
 ) -> None:
