@@ -4,10 +4,13 @@ from pathlib import Path
 
 import orjson
 
+from app.domain.splits import SPLITS
 from app.errors import Conflict, Forbidden, InvalidInput, RetortError, Unsupported
 from app.exporters.signing import MANIFEST, SIGNATURE
 
 _NOT_JUDGED = "this export was not declared for redistribution, so its terms were not judged for that"
+
+_DATA = [f"{split}-[0-9][0-9][0-9][0-9][0-9].{suffix}" for split in SPLITS for suffix in ("jsonl", "parquet")]
 
 
 class HubUnreachable(RetortError):
@@ -16,6 +19,8 @@ class HubUnreachable(RetortError):
 
 def push_export(folder: Path, repository: str, token: str, private: bool, revision: str | None = None) -> str:
     """Upload the files of a verified export, and no other of its folder, as a dataset repository. Returns its address.
+
+    Data files of an export that was pushed there before go with the same commit: a card takes all that is named so.
 
     Raises `Forbidden` for data whose declared use is no redistribution and a repository that others can read,
     `Unsupported` without the extra, `InvalidInput` and `Conflict` for what the Hub refuses, `HubUnreachable` where it
@@ -45,6 +50,7 @@ def push_export(folder: Path, repository: str, token: str, private: bool, revisi
             repo_type="dataset",
             revision=revision,
             commit_message=f"Export {manifest['export']}: {manifest['n_rows']:,} rows",
+            delete_patterns=_DATA,
             allow_patterns=[*(file["name"] for file in manifest["files"]), MANIFEST, SIGNATURE],
         )
     except RetortError:

@@ -60,6 +60,7 @@ def test_verify(database: Engine, storage: Storage, tmp_path: Path) -> None:
 def test_push(database: Engine, storage: Storage, tmp_path: Path, hub: HubServer) -> None:
     use = {"research": True, "redistribution": True}
     path = folder(database, storage, made(database, storage, intended_use=use), tmp_path / "made")
+    hub.files.clear()
     code, told, errors = retort("push", path, "me/answers", hub=hub)
     assert code == 0, errors
     assert told["url"] == f"{hub.url}/datasets/me/answers"
@@ -92,15 +93,20 @@ def test_a_repository_that_is_public_already_is_not_made_private_by_asking(
     assert hub.files
 
 
-def test_what_is_not_of_the_export_stays_at_home(
+def test_a_repository_holds_the_export_and_its_data_alone(
     database: Engine, storage: Storage, tmp_path: Path, hub: HubServer
 ) -> None:
     path = folder(database, storage, made(database, storage), tmp_path / "made")
     theirs = {one.name for one in path.iterdir()}
     (path / "passwords.txt").write_text("secret")
     hub.files.clear()
+    hub.files |= {
+        "train-00007.parquet": b"of a larger export",
+        "test-00000.jsonl": b"",
+        "train-notes.md": b"",
+    }
     assert retort("push", path, "me/answers", "--private", hub=hub)[0] == 0
-    assert set(hub.files) == theirs
+    assert set(hub.files) == {*theirs, "train-notes.md"}
 
 
 def test_a_damaged_export_and_a_wrong_token_are_not_pushed(
