@@ -160,7 +160,20 @@ def _told(export: "ExportView") -> str:
 
 
 def fetch(api: "RetortClient", export: "ExportView", to: Path) -> None:
-    """Bring the files of an export into a folder; those that are there already, byte for byte, are left alone."""
+    """Bring the files of an export into a folder; those that are there already, byte for byte, are left alone.
+
+    Raises `CommandFailed` where data files of another export lie there: a loader would take them for its own.
+    """
+    mine = {file.name for file in export.files}
+    patterns = {f"{file.split}-*{Path(file.name).suffix}" for file in export.files if file.split}
+    others = sorted({one.name for pattern in patterns for one in to.glob(pattern)} - mine)
+    if others:
+        raise CommandFailed(
+            f"{to} holds data files of another export ({', '.join(others[:3])}{', …' if others[3:] else ''}): name "
+            "another folder, or delete them",
+            Exit.FAILED,
+            "folder-in-use",
+        )
     for file in export.files:
         target = to / file.name
         if not _is_there(target, file.sha256):

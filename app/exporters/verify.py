@@ -4,6 +4,7 @@ Reads files only: no service and no network.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from app.domain.splits import SPLITS
 from app.errors import RetortError
 from app.exporters import card, croissant, signing
 from app.exporters.manifest import as_json, own_hash
@@ -28,6 +30,8 @@ _RAI: Final = (
     "prov:wasGeneratedBy",
     "digitalSourceType",
 )
+
+_DATA: Final = re.compile(rf"({'|'.join(SPLITS)})-.*\.(jsonl|parquet)")
 
 
 @dataclass(slots=True)
@@ -67,7 +71,11 @@ def verify_export(folder: Path, public_key: bytes | None = None) -> Report:
     for stranger in sorted(
         path.name for path in folder.iterdir() if path.name not in known and path.is_file()
     ):
-        if not stranger.startswith("."):
+        if _DATA.fullmatch(stranger):
+            report.faults.append(
+                f"{stranger} is not part of the export, and whoever loads its data files by their names loads that, too"
+            )
+        elif not stranger.startswith("."):
             report.warnings.append(f"{stranger} is not part of the export")
     report.faults += [*_origin(manifest), *_card(folder, manifest), *_croissant(folder, manifest)]
     _signature(folder, raw, manifest, public_key, report)

@@ -37,7 +37,10 @@ def test_exports_are_chosen_listed_and_deleted(retort: Retort, tmp_path: Path) -
     assert [(list(row), row["messages"][0]["content"]) for row in rows] == [
         (["row_id", "messages"], f"{tmp_path} {i}") for i in (2, 4)
     ]
-    assert retort("exports", "list", "--json").json[0]["id"] == made["id"]
+    (to / "train-00001.jsonl").touch()  # of a larger export that was fetched here before
+    mixed = retort("export", job, "--to", to, *chosen)
+    assert (mixed.code, "holds data files of another export (train-00001.jsonl)" in mixed.err) == (1, True)
+    made = retort("exports", "list", "--json").json[0]
     assert made["id"] in retort("exports", "list").out
     shown = retort("exports", "show", made["id"]).out
     assert "completed, jsonl: 2 rows" in shown

@@ -100,6 +100,11 @@ def test_a_manifest_that_was_made_anew_still_has_to_agree_with_the_files(whole: 
 def test_missing_and_strange_files(whole: Path) -> None:
     (whole / "notes.txt").write_text("mine")
     assert verify_export(whole).warnings == ["notes.txt is not part of the export"]
+    (whole / "train-00001.parquet").write_bytes((whole / "train-00000.parquet").read_bytes())
+    assert verify_export(whole).faults == [
+        "train-00001.parquet is not part of the export, and whoever loads its data files by their names loads that, too"
+    ]
+    (whole / "train-00001.parquet").unlink()
     (whole / "croissant.json").unlink()
     faults = verify_export(whole).faults
     assert faults[0].startswith("croissant.json is missing")
