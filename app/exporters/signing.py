@@ -51,6 +51,10 @@ def sign(manifest: bytes, private_key: bytes) -> bytes:
     signer = CryptoSigner(_private(private_key))
     envelope = Envelope(_statement(manifest), PAYLOAD_TYPE, {})
     envelope.sign(signer)
+    return _spelt(envelope)
+
+
+def _spelt(envelope: Envelope) -> bytes:
     return orjson.dumps(envelope.to_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
@@ -63,6 +67,7 @@ def verify(envelope: bytes, manifest: bytes, public_key: bytes) -> dict[str, str
     try:
         opened = Envelope.from_dict(orjson.loads(envelope))
         opened.verify([key], threshold=1)
+        changed = _spelt(opened) != envelope  # white space, or bits that base64 pads with
         statement = orjson.loads(opened.payload)
     except VerificationError as error:
         raise InvalidSignature(
@@ -70,6 +75,8 @@ def verify(envelope: bytes, manifest: bytes, public_key: bytes) -> dict[str, str
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidSignature(f"{SIGNATURE} is no DSSE envelope: {error}") from error
+    if changed:
+        raise InvalidSignature(f"{SIGNATURE} was changed since it was written")
     try:
         expected = orjson.loads(_statement(manifest))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -38,7 +38,7 @@ _DATA: Final = re.compile(rf"({'|'.join(SPLITS)})-.*\.(jsonl|parquet)")
 class Report:
     """What was found. `faults` are full sentences; none of them: the folder is whole.
 
-    `signature_checked`: a signature was held against a public key, with the result in `signed_by` or `faults`.
+    `signature_checked`: a signature was held against a key that was given, with the result in `signed_by` or `faults`.
     """
 
     folder: Path
@@ -52,7 +52,9 @@ class Report:
 
 
 def verify_export(folder: Path, public_key: bytes | None = None) -> Report:
-    """Check everything that can be checked. With `public_key` (PEM) the signature must be there and hold."""
+    """Check everything that can be checked. With `public_key` (PEM) the signature must be there and be this key's;
+    without, one that is there must fit the folder.
+    """
     report = Report(folder)
     raw = _read(folder / signing.MANIFEST, report)
     if raw is None:
@@ -199,19 +201,21 @@ def _signature(
                 f"{signing.SIGNATURE} is not here: the export cannot be told to be anybody's"
             )
         return
+    told = manifest.get("public_key")  # whoever changes the folder can name a key of their own
     if public_key is None:
-        report.warnings.append("it is signed; give the public key to have that checked")
-        return
+        report.warnings.append("it is signed; give the public key to have it checked by whom")
+    key = public_key or (told.encode() if isinstance(told, str) else None)
     envelope = _read(path, report)
-    if envelope is None:
+    if envelope is None or key is None:
         return
-    report.signature_checked = True
     try:
-        signed = signing.verify(envelope, raw, public_key)
+        signed = signing.verify(envelope, raw, key)
     except RetortError as error:
         report.faults.append(error.detail)
         return
-    report.signed_by = signing.key_id(public_key)
+    finally:
+        report.signature_checked = public_key is not None
+    report.signed_by = None if public_key is None else signing.key_id(public_key)
     unsigned = {file["name"] for file in manifest["files"]} - set(signed)
     if unsigned:
         report.faults.append(f"not signed: {', '.join(sorted(unsigned))}")

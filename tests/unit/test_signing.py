@@ -57,25 +57,8 @@ def test_one_flipped_bit_of_any_byte_is_found(what: str) -> None:
         flipped = bytearray(content)
         flipped[place] ^= 1
         envelope, manifest = (ENVELOPE, bytes(flipped)) if what == "manifest" else (bytes(flipped), MANIFEST)
-        if what == "envelope" and _means_the_same(bytes(flipped)):
-            continue
         with pytest.raises(InvalidInput):
             signing.verify(envelope, manifest, PUBLIC)
-
-
-def _means_the_same(envelope: bytes) -> bool:
-    """White space between JSON tokens, and a base64 digit whose lowest bits are padding, change nothing."""
-    try:
-        found = json.loads(envelope)
-        return bool(
-            found["payloadType"] == json.loads(ENVELOPE)["payloadType"]
-            and base64.b64decode(found["payload"]) == base64.b64decode(json.loads(ENVELOPE)["payload"])
-            and base64.b64decode(found["signatures"][0]["sig"])
-            == base64.b64decode(json.loads(ENVELOPE)["signatures"][0]["sig"])
-            and found["signatures"][0]["keyid"] == json.loads(ENVELOPE)["signatures"][0]["keyid"]
-        )
-    except (ValueError, KeyError, TypeError):
-        return False
 
 
 def test_another_key_does_not_do() -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import Row
 from app.domain.version import code_version
 from app.exporters import Exporter, Summary, card, croissant, format_of
 from app.exporters.manifest import as_json, with_own_hash
-from app.exporters.signing import MANIFEST, SIGNATURE
+from app.exporters.signing import MANIFEST, SIGNATURE, key_id
 from app.policy.notice import StudentNotice, notice_text
 
 NOTICE_TEXT: Final = "STUDENT_NOTICE.md"
@@ -62,11 +62,12 @@ def manifest(
     files: Sequence[dict[str, JsonValue]],
     policy: dict[str, JsonValue],
     audit: dict[str, JsonValue],
-    signed_by: str | None,
+    public_key: bytes | None,
 ) -> dict[str, Any]:
     """What the export is, file by file. The one file that holds what varies: the id, times, versions of libraries.
 
-    `audit`: the head of the project's audit log, so that whoever has the manifest has an anchor of it.
+    `audit`: the head of the project's audit log, so that whoever has the manifest has an anchor of it. `public_key`
+    (PEM): of the key that signs it; it shows a damaged signature, and says nothing of whose it is.
     """
     told = {
         "format_version": 2,
@@ -83,7 +84,8 @@ def manifest(
         "policy": policy,
         "student_notice": _notice(summary).model_dump(mode="json"),
         "audit": audit,
-        "signed_by": signed_by,
+        "signed_by": None if public_key is None else key_id(public_key),
+        "public_key": None if public_key is None else public_key.decode(),
         "code_version": code_version(),
         "pyarrow_version": pa.__version__,
         "watermark": _moment(snapshot_at(export)),

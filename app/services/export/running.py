@@ -404,7 +404,7 @@ class _Attempt:
             [_told(file) for file in [*data, *others]],
             judging.told(decision_id, decision, self._verdict.decision, by_part(data, "left_out")),
             {"sequence": head.sequence, "hash": head.hash.hex()},
-            None if self._signing_key is None else signing.key_id(signing.public_key_of(self._signing_key)),
+            None if self._signing_key is None else signing.public_key_of(self._signing_key),
         )
         manifest = as_json(told)
         others.append(self._put(signing.MANIFEST, manifest))

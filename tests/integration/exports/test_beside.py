@@ -121,13 +121,27 @@ def test_a_signature_is_asked_for_and_checked(
     assert export.run_next(sqlite_engine, storage, "w1", 60, lambda: False, 0, signing_key=key)
     path = folder(sqlite_engine, storage, look(sqlite_engine, asked.id), tmp_path / "signed")
     public, other = signing.public_key_of(key), signing.public_key_of(signing.new_private_key())
-    assert verify_export(path).warnings == ["it is signed; give the public key to have that checked"]
+    assert verify_export(path).warnings == ["it is signed; give the public key to have it checked by whom"]
+    envelope = path / signing.SIGNATURE
+    before = envelope.read_bytes()
+    for place in range(0, len(before), 61):
+        envelope.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+        found = verify_export(path)  # nobody has given a key
+        assert found.faults, place
+        assert not found.signature_checked
+    envelope.write_bytes(before)
     report = verify_export(path, public)
     assert (report.faults, report.signed_by) == ([], signing.key_id(public))
     assert "was not signed by this key" in verify_export(path, other).faults[0]
-    # A new manifest with a hash of its own passes for whole, and not for signed.
+    # A new manifest with a hash and a signature of its own passes for whole, and not for signed by this key.
     told = orjson.loads((path / "manifest.json").read_bytes())
-    (path / "manifest.json").write_bytes(as_json(with_own_hash({**told, "name": "another"})))
+    manifest = as_json(with_own_hash({**told, "name": "another"}))
+    (path / "manifest.json").write_bytes(manifest)
+    assert "is not the one that was signed" in verify_export(path).faults[0]
+    thief = signing.new_private_key()
+    manifest = as_json(with_own_hash({**told, "public_key": signing.public_key_of(thief).decode()}))
+    (path / "manifest.json").write_bytes(manifest)
+    envelope.write_bytes(signing.sign(manifest, thief))
     assert verify_export(path).faults == []
     assert verify_export(path, public).faults
     (path / signing.SIGNATURE).unlink()
