@@ -40,6 +40,14 @@ def test_a_name_that_stands_twice(text: str) -> None:
         check_nothing_lost(text.encode(), orjson.loads(text))
 
 
+@pytest.mark.timeout(60)
+def test_many_names_are_looked_through_once() -> None:
+    """Of a row of a few MB: looking for each name among all of them takes minutes."""
+    text = "{" + "".join(f'"{number}":1,' for number in range(200_000)) + '"199999":2}'
+    with pytest.raises(InvalidRow, match="the name '199999' stands twice"):
+        check_nothing_lost(text.encode(), orjson.loads(text))
+
+
 @pytest.mark.parametrize("number", ["18446744073709551616", "-9223372036854775809", "1" * 300])
 def test_a_whole_number_of_more_than_64_bits(number: str) -> None:
     text = f'{{"metadata": {{"id": {number}}}}}'
