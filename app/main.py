@@ -25,6 +25,7 @@ from app.api import (
     takedowns,
     teachers,
 )
+from app.api.bodies import sound_body
 from app.api.edge import Edge
 from app.api.metrics import Metrics
 from app.api.parameters import no_unknown_parameters
@@ -68,7 +69,7 @@ def create_app(settings: Settings, wake: Wake | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=openapi.operation_id,
-        dependencies=[Depends(no_unknown_parameters)],
+        dependencies=[Depends(no_unknown_parameters), Depends(sound_body)],
         lifespan=_lifespan,
     )
     made.state.waker = Waker(wake or publish)

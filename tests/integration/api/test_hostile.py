@@ -231,6 +231,44 @@ def test_a_body_says_why_it_is_refused(api: TestClient, made: Made) -> None:
     assert (answer.status_code, "'prompts' stands twice" in answer.json()["detail"]) == (422, True)
 
 
+def test_no_body_is_read_as_less_than_it_says(api: TestClient) -> None:
+    """Of two equal names a parser keeps the last: on every route that takes JSON, at any depth."""
+    n_routes = 0
+    for method, path, example in fields(api):
+        name = next(iter(example))
+        for body, twice in (
+            (f'{{"{name}": 0, ' + json.dumps(example)[1:], name),
+            ('{"x": [{"deep": 1, "d\\u0065ep": 2}], ' + json.dumps(example)[1:], "deep"),
+        ):
+            answer = api.request(method, path, content=body.encode(), headers=JSON_TYPE)
+            assert (answer.status_code, f"{twice!r} stands twice" in answer.json()["detail"]) == (
+                422,
+                True,
+            ), (
+                path,
+                answer.text,
+            )
+        n_routes += 1
+    assert n_routes >= 12
+
+
+def test_a_body_of_another_type_is_told_how_to_be_sent(api: TestClient) -> None:
+    """What curl sends with `-d` alone, and what comes without a type."""
+    for media_type in ("application/x-www-form-urlencoded", "text/plain; charset=utf-8", ""):
+        for method, path, example in fields(api):
+            answer = api.request(
+                method, path, content=json.dumps(example).encode(), headers={"Content-Type": media_type}
+            )
+            assert answer.status_code == 415, (path, answer.text)
+            assert "application/json" in answer.json()["detail"]
+    taken = api.post(
+        "/v1/prompt-sets",
+        content=b'{"name": "x"}',
+        headers={"Content-Type": "Application/vnd.me+json ; charset=utf-8"},
+    )
+    assert taken.status_code == 201, taken.text
+
+
 def test_a_bomb_stays_small(api: TestClient, made: Made) -> None:
     """Of a few kilobytes of gzip: a body is bounded as it unfolds, a stream row by row."""
     set_id = made.prompt_set([], seal=False)["id"]
