@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Dialect, Row, bindparam, func, select, tuple_
@@ -60,7 +59,10 @@ _COLUMNS = (
 NAMES = tuple(column.key for column in _COLUMNS)
 _TEXTS = tuple(NAMES.index(name) for name in ("answer", "reasoning", "body", "tool_calls", "sampling"))
 _N_TOKENS, _PROMPT_TOKENS = NAMES.index("n_tokens"), NAMES.index("prompt_tokens")
-_FETCH = 512
+_FETCH = 256
+
+Columns = dict[str, list[Any]]
+"""Rows as columns: `NAMES` → the values of one row after another."""
 
 Place = tuple[int, int, int]  # prompt number, teacher, sample index
 FIRST: Place = (-1, 0, 0)
@@ -156,20 +158,24 @@ def compiled(
     )
 
 
-def page(
-    connection: Connection, query: Query, after: Place, max_bytes: int, bytes_per_token: int
-) -> list[Sequence[Any]]:
-    """The next rows behind a place, as tuples in the order of `NAMES`.
+def page(connection: Connection, query: Query, after: Place, max_bytes: int, bytes_per_token: int) -> Columns:
+    """The next rows behind a place.
 
     Ends at the query's limit, or where about `max_bytes` of text and tokens are reached; at the end it is empty.
     """
-    found: list[Sequence[Any]] = []
-    size, portion = 0, 8
+    found: Columns = {name: [] for name in NAMES}
+    columns = list(found.values())
+    n, size, portion = 0, 0, 8
     with _plain(connection, query, after) as cursor:
-        while size < max_bytes and (got := cursor.fetchmany(portion)):
-            found += got
-            size += _size(got, bytes_per_token)
-            portion = min(_FETCH, 2 * portion, 1 + (max_bytes - size) * len(found) // max(size, 1))
+        while size < max_bytes and (rows := cursor.fetchmany(portion)):
+            n += len(rows)
+            turned = list(zip(*rows, strict=True))
+            for column, values in zip(columns, turned, strict=True):
+                column.extend(values)
+            size += _size(turned, bytes_per_token)
+            # So few tuples live at a time that the garbage collector never comes to look at them.
+            del rows, turned
+            portion = min(_FETCH, 2 * portion, 1 + (max_bytes - size) * n // max(size, 1))
     return found
 
 
@@ -184,11 +190,11 @@ def _plain(connection: Connection, query: Query, after: Place) -> Iterator[Any]:
         yield cursor
 
 
-def _size(rows: Sequence[Sequence[Any]], bytes_per_token: int) -> int:
-    texts = sum(sum(map(len, filter(None, map(itemgetter(i), rows)))) for i in _TEXTS)
+def _size(columns: Sequence[Sequence[Any]], bytes_per_token: int) -> int:
+    texts = sum(sum(map(len, filter(None, columns[i]))) for i in _TEXTS)
     if not bytes_per_token:
         return texts
-    tokens = sum(sum(filter(None, map(itemgetter(i), rows))) for i in (_N_TOKENS, _PROMPT_TOKENS))
+    tokens = sum(sum(filter(None, columns[i])) for i in (_N_TOKENS, _PROMPT_TOKENS))
     return texts + tokens * bytes_per_token
 
 

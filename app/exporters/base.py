@@ -94,11 +94,10 @@ class Shard(Protocol):
     """Rows of the batches that the format left out, by reason: a full phrase, such as `no token ids`."""
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append a batch: some tens of MiB at most, cut at the same rows whenever the same selection is exported."""
-        ...
+        """Append a batch: some tens of MiB at most, cut at the same rows whenever the same selection is exported.
 
-    def settle(self) -> None:
-        """All batches so far are in the file. Before, a thread may be at work on the last one."""
+        It is in the file when this returns. Batches come in order, from a thread of the file's own.
+        """
         ...
 
     def close(self) -> None:
@@ -152,6 +151,3 @@ class Counted:
     def drop(self, reason: str, n: int) -> None:
         if n:
             self.dropped[reason] = self.dropped.get(reason, 0) + n
-
-    def settle(self) -> None:
-        """A shard that writes at once has nothing to wait for."""

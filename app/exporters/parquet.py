@@ -1,7 +1,6 @@
 """A Parquet data file: one batch, one row group; signal columns split by byte, low-cardinality text by dictionary."""
 
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
 import pyarrow as pa
@@ -14,10 +13,7 @@ _BUFFER = 4 * 1024 * 1024
 
 
 class ParquetShard(Counted):
-    """`convert` gives a batch's rows in `schema`, fewer than its rows where some do not fit.
-
-    Encoding and compressing are a thread's of its own, outside the interpreter's lock: the caller reads the next rows.
-    """
+    """`convert` gives a batch's rows in `schema`, fewer than its rows where some do not fit."""
 
     def __init__(
         self,
@@ -32,28 +28,15 @@ class ParquetShard(Counted):
         # Python is called a few times for each row group: every call waits for whoever holds the interpreter.
         self._sink = pa.BufferedOutputStream(pa.PythonFile(file, mode="w"), _BUFFER)
         self._writer = pq.ParquetWriter(self._sink, schema, **parquet_options(schema, repeated, level))
-        self._thread = ThreadPoolExecutor(1, "export-writer")
-        self._under_way: Future[None] | None = None
 
     def write(self, batch: pa.RecordBatch) -> None:
         table = self._convert(batch, self)
-        self.settle()
         if table.num_rows:
-            self._under_way = self._thread.submit(self._append, table)
+            self._writer.write_table(table, row_group_size=table.num_rows)
+            self._sink.flush()  # so that the file's size is what it holds
         self.n_rows += table.num_rows
 
-    def _append(self, table: pa.Table) -> None:
-        self._writer.write_table(table, row_group_size=table.num_rows)
-        self._sink.flush()  # so that the file's size is what it holds
-
-    def settle(self) -> None:
-        if (under_way := self._under_way) is not None:
-            self._under_way = None
-            under_way.result()
-
     def close(self) -> None:
-        self.settle()
-        self._thread.shutdown()
         self._writer.close()
         self._sink.flush()
 

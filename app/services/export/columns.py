@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from app.db.export_rows import NAMES
+from app.db.export_rows import Columns
 from app.domain.splits import SPLITS
 from app.exporters import lists
 from app.exporters.batch import TEXT
@@ -51,8 +51,7 @@ _HASHES = {
 
 def text_batch(prompts: Prompts, job: JobFacts, stage: StageFacts) -> pa.RecordBatch:
     """The columns of `TEXT` of these rows, which are of one job and stage."""
-    given: dict[str, Sequence[Any]] = dict(zip(NAMES, zip(*prompts.rows, strict=True), strict=True))
-    n = len(prompts.rows)
+    given, n = prompts.rows, len(prompts.of_row)
     made: dict[str, pa.Array] = {
         name: pa.array(given[name], TEXT.field(name).type) for name in (*_AS_THEY_ARE, *_NUMBERS)
     }
@@ -83,14 +82,16 @@ def text_batch(prompts: Prompts, job: JobFacts, stage: StageFacts) -> pa.RecordB
     made |= {name: _hex(given[source]) for name, source in _HASHES.items()}
     made |= _of_the_lane(job.lanes, np.array(given["teacher"]))
     made["row_id"] = _row_ids(made)
-    arrays = [made[name].cast(kind) for name, kind in zip(TEXT.names, TEXT.types, strict=True)]
+    arrays = [
+        made[name] if made[name].type == kind else made[name].cast(kind)
+        for name, kind in zip(TEXT.names, TEXT.types, strict=True)
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=TEXT)
 
 
-def text_sizes(batch: pa.RecordBatch, rows: Sequence[Sequence[Any]]) -> NDArray[np.int64]:
+def text_sizes(batch: pa.RecordBatch, rows: Columns) -> NDArray[np.int64]:
     """Bytes that each row's text takes, roughly: the prompt, the answer, and 400 for the rest."""
-    body = NAMES.index("body")
-    sizes = np.fromiter((len(row[body]) for row in rows), np.int64, len(rows)) + 400
+    sizes = np.fromiter(map(len, rows["body"]), np.int64, batch.num_rows) + 400
     for name in ("answer", "reasoning", "tool_calls_json"):
         length = pc.binary_length(batch.column(name)).fill_null(0)
         sizes += 2 * length.to_numpy(zero_copy_only=False).astype(np.int64)  # once more within the messages

@@ -36,7 +36,7 @@ class Portions:
     def _room(self) -> int:
         return min(PORTION_ROWS, self._rows_per_file - self._in_file)
 
-    def cut(self) -> pa.RecordBatch:
+    def cut(self) -> pa.Table:
         """The next portion, or what there is of it. Some row must wait."""
         sizes = np.concatenate(self._sizes)
         by_bytes = int(np.searchsorted(np.cumsum(sizes), PORTION_BYTES)) + 1
@@ -46,8 +46,7 @@ class Portions:
         self.n_rows -= n
         self._n_bytes -= int(sizes[:n].sum())
         self._in_file += n
-        (portion,) = table.slice(0, n).combine_chunks().to_batches()
-        return portion
+        return table.slice(0, n)
 
     def new_file(self) -> None:
         """The next portion begins a file."""

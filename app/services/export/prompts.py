@@ -6,6 +6,7 @@ the rest of an export.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from app.db.export_rows import NAMES
+from app.db.export_rows import Columns, Place
 from app.domain.metadata_filter import MetadataFilter
 from app.domain.splits import Split
 from app.exporters import lists
 from app.exporters.batch import MESSAGE, MESSAGES
 
-_NUMBER, _BODY = NAMES.index("prompt_number"), NAMES.index("body")
 _ASIDES = frozenset({"reference", "tools", "response_schema", "metadata"})
 _RARE = ("reasoning_content", "name", "tool_calls_json", "tool_call_id")
 
-Keep = Callable[[Sequence[Any], int], bool]
+Keep = Callable[[Place, int], bool]
 
 
 def text_of(value: JsonValue) -> str | None:
@@ -41,7 +41,7 @@ def json_of(value: JsonValue) -> str | None:
 class Prompts:
     """`rows`: those that passed; `of_row`: which prompt each is of. The other lists have an item for each prompt."""
 
-    rows: list[Sequence[Any]] = field(default_factory=list)
+    rows: Columns = field(default_factory=dict)
     of_row: list[int] = field(default_factory=list)
     split: list[int] = field(default_factory=list)  # positions in SPLITS
     prompt: list[str | None] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Prompts:
 
     def messages(self, answers: dict[str, pa.Array]) -> pa.Array:
         """The turns of each row's prompt and its answer: `answers` has `content` and the like, an item for each row."""
-        n = len(self.rows)
+        n = len(self.of_row)
         role = pa.concat_arrays([pa.array(self._role, pa.string()), pa.array(["assistant"]).take(_zeros(n))])
         columns = {"role": role, "content": self._joined(self._content, answers["content"])}
         for name in _RARE:
@@ -123,32 +123,42 @@ def _zeros(n: int) -> pa.Array:
 
 
 def prompts_of(
-    rows: Sequence[Sequence[Any]], split: Split, conditions: Sequence[MetadataFilter], keep: Keep | None
+    rows: Columns, split: Split, conditions: Sequence[MetadataFilter], keep: Keep | None
 ) -> Prompts:
     """The rows whose prompts pass the conditions and which `keep` (given the row and its split's position) wants."""
     made = Prompts()
-    whole = split.trivial
-    last, passes, at, code = -1, False, -1, 0
-    if whole and not conditions and keep is None:  # nothing to ask of a row: most exports
-        for row in rows:
-            if row[_NUMBER] != last:
-                last, at = row[_NUMBER], at + 1
-                made.add(orjson.loads(row[_BODY]), 0)
+    if split.trivial and not conditions and keep is None:  # nothing to ask of a row: most exports
+        last, at = -1, -1
+        for number, text in zip(rows["prompt_number"], rows["body"], strict=True):
+            if number != last:
+                last, at = number, at + 1
+                made.add(orjson.loads(text), 0)
             made.of_row.append(at)
-        made.rows = list(rows)
+        made.rows = rows
         return made
-    body: dict[str, Any] = {}
-    for row in rows:
-        if row[_NUMBER] != last:
-            last, at = row[_NUMBER], -1
-            body = orjson.loads(row[_BODY])
-            passes = not conditions or all(one.holds(body.get("metadata", {})) for one in conditions)
-            code = split.of(body["messages"]) if passes and not whole else 0
-        if not passes or (keep is not None and not keep(row, code)):
-            continue
-        if at < 0:
-            at = len(made.split)
-            made.add(body, code)
-        made.rows.append(row)
-        made.of_row.append(at)
+    kept = _kept(made, rows, split, conditions, keep)
+    made.rows = {name: list(compress(values, kept)) for name, values in rows.items()}
     return made
+
+
+def _kept(
+    made: Prompts, rows: Columns, split: Split, conditions: Sequence[MetadataFilter], keep: Keep | None
+) -> list[bool]:
+    """Whether each row passes; the prompts of those that do are added."""
+    found: list[bool] = []
+    last, passes, at, code = -1, False, -1, 0
+    body: dict[str, Any] = {}
+    places = zip(rows["prompt_number"], rows["teacher"], rows["sample_index"], strict=True)
+    for place, text in zip(places, rows["body"], strict=True):
+        if place[0] != last:
+            last, at = place[0], -1
+            body = orjson.loads(text)
+            passes = not conditions or all(one.holds(body.get("metadata", {})) for one in conditions)
+            code = split.of(body["messages"]) if passes else 0
+        found.append(passes and (keep is None or keep(place, code)))
+        if found[-1]:
+            if at < 0:
+                at = len(made.split)
+                made.add(body, code)
+            made.of_row.append(at)
+    return found

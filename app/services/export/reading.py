@@ -7,7 +7,6 @@ pages, or where a reader began.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine
 
 from app.db import export_rows as rows
-from app.db.export_rows import NAMES, Wanted
+from app.db.export_rows import Columns, Wanted
 from app.db.session import reading
 from app.domain.splits import SPLITS, Split
 from app.exporters import batch as columns
@@ -28,7 +27,6 @@ from app.storage.places import Storage
 
 _PAGE_BYTES = 16 * 1024 * 1024
 _PAGE_ROWS = 4096
-_TEACHER, _PROMPT, _SAMPLE = (NAMES.index(name) for name in ("teacher", "prompt_number", "sample_index"))
 
 # (job, position of the stage, prompt number, teacher, sample index): tuples compare as rows follow one another.
 Place = tuple[str, int, int, int, int]
@@ -87,10 +85,11 @@ class Source:
         while True:
             with reading(self.database) as connection:
                 found = rows.page(connection, query, after, _PAGE_BYTES, width)
-                if not found:
+                if not found["prompt_number"]:
                     return
                 page = self._page(connection, job, stage, found, done, tokens)
-            after = (found[-1][_PROMPT], found[-1][_TEACHER], found[-1][_SAMPLE])
+            after = (found["prompt_number"][-1], found["teacher"][-1], found["sample_index"][-1])
+            del found  # some ten thousand values, while the page is written
             yield page
 
     def _page(
@@ -98,14 +97,14 @@ class Source:
         connection: Connection,
         job: JobFacts,
         stage: StageFacts,
-        found: list[Sequence[Any]],
+        found: Columns,
         done: Mapping[str, Place],
         tokens: Tokens,
     ) -> Page:
-        seen = len(found)
+        seen = len(found["prompt_number"])
         keep = partial(_behind, done, (job.id, stage.position)) if done else None
         prompts = prompts_of(found, self.split, self.selection.metadata, keep)
-        if not prompts.rows:
+        if not prompts.of_row:
             return Page(columns.schema(self.with_tokens).empty_table(), np.zeros(0, np.int64), seen)
         batch = text_batch(prompts, job, stage)
         sizes = text_sizes(batch, prompts.rows)
@@ -130,6 +129,6 @@ class Source:
         )
 
 
-def _behind(done: Mapping[str, Place], stage: tuple[str, int], row: Sequence[Any], split: int) -> bool:
+def _behind(done: Mapping[str, Place], stage: tuple[str, int], row: rows.Place, split: int) -> bool:
     """Whether no finished file of its split has the row."""
-    return (*stage, row[_PROMPT], row[_TEACHER], row[_SAMPLE]) > done.get(SPLITS[split], START)
+    return (*stage, *row) > done.get(SPLITS[split], START)

@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +27,8 @@ from app.domain.lifecycle import ExportStatus
 from app.domain.sampling import IntendedUse
 from app.domain.splits import SPLITS
 from app.errors import InvalidInput, PolicyRefusal, StorageError
-from app.exporters import DataFile, Exporter, Shard, Summary, exporter, signing
-from app.exporters.counts import Counts, add, counts_of, in_order
+from app.exporters import DataFile, Exporter, Summary, exporter, signing
+from app.exporters.counts import Counts, add, in_order
 from app.exporters.manifest import as_json
 from app.policy.decisions import Decision, require_allowed
 from app.policy.notice import StudentNotice, student_notice
@@ -38,11 +37,11 @@ from app.services.export import beside, judging
 from app.services.export.facts import JobFacts, facts
 from app.services.export.grouping import Portions
 from app.services.export.judging import Sieve, by_part, verdict
-from app.services.export.members import Members
 from app.services.export.reading import START, Page, Place, Source
 from app.services.export.spec import FileSize, Layout, Selection
+from app.services.export.writing import OpenFile
 from app.services.policy import Judge, keep, keep_refusal
-from app.storage.places import NewFile, Storage
+from app.storage.places import Storage
 
 log = logging.getLogger(__name__)
 
@@ -173,43 +172,6 @@ class _Lease:
                 log.warning("the lease of export %s is not prolonged: %s", self._claim.export_id, error.orig)
 
 
-class _Open:
-    """A data file that is being written. `n_taken`: rows of the selection in it, those that were dropped included."""
-
-    def __init__(self, name: str, new: NewFile, shard: Shard, sieve: Sieve) -> None:
-        self.name = name
-        self.new = new
-        self.shard = shard
-        self.n_taken = 0
-        self.n_bytes = 0  # when it was settled last
-        self.counts: Counts = {"part": {}, "left_out": {}}
-        self.place: Place = START
-        self.members = Members()
-        self._sieve = sieve
-
-    def write(self, portion: pa.RecordBatch) -> None:
-        self.n_taken += portion.num_rows
-        kept, counts, left_out = self._sieve.parts(portion)
-        add(self.counts, {"part": counts, "left_out": left_out})
-        written = portion if kept is None else portion.filter(pa.array(kept))
-        if written.num_rows:
-            self.shard.write(written)
-            add(self.counts, counts_of(written))
-            self.members.add(written)
-        last = [portion.column(name)[-1].as_py() for name in _PLACE]
-        self.place = (str(last[0]), int(last[1]), int(last[2]), int(last[3]), int(last[4]))
-
-    def settle(self) -> None:
-        """All that was given is in the file."""
-        self.shard.settle()
-        self.n_bytes = self.new.file.tell()
-
-    def abandon(self) -> None:
-        with suppress(Exception):  # what is told is why the file is given up
-            self.shard.settle()
-        self.new.abandon()
-
-
 def _told(file: FinishedFile) -> dict[str, JsonValue]:
     return {
         "name": file.name,
@@ -218,9 +180,6 @@ def _told(file: FinishedFile) -> dict[str, JsonValue]:
         "split": file.split,
         "sha256": file.sha256.hex(),
     }
-
-
-_PLACE = ("job", "stage", "prompt_number", "lane", "sample_index")
 
 
 class _Attempt:
@@ -261,7 +220,7 @@ class _Attempt:
         self._sieve = Sieve(self._kinds, self._verdict.left_out)
         self._exporter: Exporter = exporter(self._export.format, self._export.options)
         self._exporter.check([binding for job in self._jobs for binding in job.bindings()])
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, OpenFile] = {}
         self._portions = {split: Portions(self._size.rows) for split in SPLITS}
         self._began = time.monotonic()
         self._n_seen = 0
@@ -336,25 +295,24 @@ class _Attempt:
             if file.n_bytes >= self._size.bytes:
                 self._finish(split)
 
-    def _write(self, split: str, portion: pa.RecordBatch) -> None:
+    def _write(self, split: str, portion: pa.Table) -> None:
         self._lease.check()
         file = self._open.get(split) or self._begin(split)
         file.write(portion)
         if file.n_taken >= self._size.rows:
             self._finish(split)
 
-    def _begin(self, split: str) -> _Open:
+    def _begin(self, split: str) -> OpenFile:
         number = sum(file.split == split for file in self._finished)
         name = f"{split}-{number:05d}{self._exporter.suffix}"
         new = self._storage.new_file(f"{self._folder}/{name}")
-        self._open[split] = _Open(name, new, self._exporter.open(new.file, split), self._sieve)
+        self._open[split] = OpenFile(name, new, self._exporter.open(new.file, split), self._sieve)
         return self._open[split]
 
     def _finish(self, split: str) -> None:
         """The file is whole: synced first, its row committed then."""
         file = self._open[split]
-        file.shard.close()
-        written = file.new.finish()
+        written = file.close()
         del self._open[split]
         self._portions[split].new_file()
         counts: dict[str, Any] = {**in_order(file.counts), "dropped": dict(file.shard.dropped)}

@@ -10,17 +10,15 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from app.db import export_rows as rows
-from app.db.export_rows import NAMES
+from app.db.export_rows import Columns
 from app.errors import StorageError
+from app.exporters import lists
 from app.exporters.batch import TOKENS
 from app.storage.places import Storage
 from app.storage.segment_reader import SegmentReader
 from app.storage.segments import rounded
 from app.storage.token_table import SCHEMA, decode_part
 
-_SHARD, _PROMPT, _SAMPLE, _N_TOKENS = (
-    NAMES.index(name) for name in ("shard_id", "prompt_number", "sample_index", "n_tokens")
-)
 Keys = NDArray[np.int64]
 _FP16 = "float16"
 
@@ -38,7 +36,7 @@ class Tokens:
         self._storage = storage
         self._open: dict[str, _Segment] = {}
 
-    def columns(self, connection: Connection, page: Sequence[Sequence[Any]]) -> list[pa.ChunkedArray]:
+    def columns(self, connection: Connection, page: Columns) -> list[pa.ChunkedArray]:
         """The columns of `TOKENS` of these rows, null where the teacher told no tokens. Raises `StorageError`."""
         try:
             return self._columns(connection, page)
@@ -47,22 +45,22 @@ class Tokens:
             self.close()
             return self._columns(connection, page)
 
-    def _columns(self, connection: Connection, page: Sequence[Sequence[Any]]) -> list[pa.ChunkedArray]:
-        by_shard: dict[int, list[int]] = {}
-        for place, row in enumerate(page):
-            if row[_N_TOKENS] is not None:
-                by_shard.setdefault(row[_SHARD], []).append(place)
+    def _columns(self, connection: Connection, page: Columns) -> list[pa.ChunkedArray]:
+        shards = np.array(page["shard_id"], np.int64)
+        told = lists.validity(pa.array(page["n_tokens"], pa.int32()))
+        wanted: list[int] = np.unique(shards[told]).tolist()
         # Parts first: a shard that is compacted in between has its rows in both, never in neither.
-        parts = rows.parts(connection, sorted(by_shard))
-        paths = rows.segments(connection, sorted(by_shard))
+        parts = rows.parts(connection, wanted) if wanted else {}
+        paths = rows.segments(connection, wanted) if wanted else {}
         for passed in set(self._open) - set(paths.values()):
             self._open.pop(passed).close()
-        where = np.full(len(page), -1, np.int64)
+        own = _keys(page["prompt_number"], page["sample_index"])
+        where = np.full(shards.size, -1, np.int64)
         tables: list[pa.Table] = []
         n = 0
-        for shard_id, places in sorted(by_shard.items()):
-            at = np.array(places)
-            keys = _keys([page[i][_PROMPT] for i in places], [page[i][_SAMPLE] for i in places])
+        for shard_id in wanted:
+            at = np.flatnonzero(told & (shards == shard_id))
+            keys = own[at]
             for table in self._tables(paths.get(shard_id), parts.get(shard_id, []), keys):
                 found, position = _positions(keys, table)
                 if found.any():
@@ -71,9 +69,10 @@ class Tokens:
                     n += int(found.sum())
             lost = at[where[at] < 0]
             if lost.size:
+                first = int(lost[0])
                 raise StorageError(
-                    f"the token columns of prompt {page[lost[0]][_PROMPT]}, sample {page[lost[0]][_SAMPLE]} "
-                    f"of shard {shard_id} are in no segment"
+                    f"the token columns of prompt {page['prompt_number'][first]}, "
+                    f"sample {page['sample_index'][first]} of shard {shard_id} are in no segment"
                 )
         return _taken(tables, where)
 

@@ -1,0 +1,77 @@
+"""A data file that is being written, by a thread of its own: meanwhile the next rows are read.
+
+Laying columns together, encoding and compressing happen outside the interpreter's lock; reading is the interpreter's.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+import pyarrow as pa
+
+from app.exporters import Shard
+from app.exporters.counts import Counts, add, counts_of
+from app.services.export.judging import Sieve
+from app.services.export.members import Members
+from app.services.export.reading import START, Place
+from app.storage.places import NewFile, Written
+
+_PLACE = ("job", "stage", "prompt_number", "lane", "sample_index")
+
+
+class OpenFile:
+    """One portion is written at a time, each whole before the next.
+
+    `n_taken`, `place`: rows of the selection that were given, those that are dropped included, and the last of them.
+    `n_bytes`: the file's, when it was settled last. `counts` and `members` are whole when the file is closed.
+    """
+
+    def __init__(self, name: str, new: NewFile, shard: Shard, sieve: Sieve) -> None:
+        self.name = name
+        self.shard = shard
+        self.n_taken = 0
+        self.n_bytes = 0
+        self.place: Place = START
+        self.counts: Counts = {"part": {}, "left_out": {}}
+        self.members = Members()
+        self._new = new
+        self._sieve = sieve
+        self._thread = ThreadPoolExecutor(1, "export-file")
+        self._under_way: Future[None] | None = None
+
+    def write(self, portion: pa.Table) -> None:
+        """Begin to write these rows. Raises what writing the ones before raised."""
+        self.settle()
+        self.n_taken += portion.num_rows
+        last = [portion.column(name)[-1].as_py() for name in _PLACE]
+        self.place = (str(last[0]), int(last[1]), int(last[2]), int(last[3]), int(last[4]))
+        self._under_way = self._thread.submit(self._write, portion)
+
+    def _write(self, portion: pa.Table) -> None:
+        (batch,) = portion.combine_chunks().to_batches()
+        kept, counts, left_out = self._sieve.parts(batch)
+        add(self.counts, {"part": counts, "left_out": left_out})
+        written = batch if kept is None else batch.filter(pa.array(kept))
+        if written.num_rows:
+            self.shard.write(written)
+            add(self.counts, counts_of(written))
+            self.members.add(written)
+
+    def settle(self) -> None:
+        """All that was given is in the file. Raises what writing it raised."""
+        if (under_way := self._under_way) is not None:
+            self._under_way = None
+            under_way.result()
+        self.n_bytes = self._new.file.tell()
+
+    def close(self) -> Written:
+        """The file is whole and durable."""
+        self.settle()
+        self._thread.shutdown()
+        self.shard.close()
+        return self._new.finish()
+
+    def abandon(self) -> None:
+        with suppress(Exception):  # what is told is why the file is given up
+            self.settle()
+        self._thread.shutdown()
+        self._new.abandon()
