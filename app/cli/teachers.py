@@ -98,7 +98,8 @@ def add(
         new = NewTeacher.model_validate({key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         wrong = "; ".join(
-            f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors(include_url=False)
+            f"{problem['loc'][0]}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_url=False)
         )
         raise CommandFailed(wrong, Exit.USAGE, "usage") from None
     with client() as api:

@@ -1,6 +1,7 @@
 """Teachers: registered, changed, probed. A secret is a reference (`env:NAME`, `file:/path`) and never stored."""
 
 import asyncio
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -8,7 +9,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
@@ -31,6 +32,14 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 SECRET_REF = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00]+)$"
 
 
+def _reference(text: str) -> str:
+    if not re.fullmatch(SECRET_REF, text):
+        raise ValueError(
+            "this is a reference to the secret, `env:NAME` or `file:/path`, never the secret itself"
+        )
+    return text
+
+
 ServerUrl = Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s]+$")]
 
 
@@ -42,10 +51,10 @@ class TeacherChanges(BaseModel):
     base_url: str | None = Field(
         None, max_length=2000, pattern=r"^https?://[^\s]+$", description="Where its API is."
     )
-    secret_ref: str | None = Field(
+    secret_ref: Annotated[str, AfterValidator(_reference)] | None = Field(
         None,
         max_length=1000,
-        pattern=SECRET_REF,
+        json_schema_extra={"pattern": SECRET_REF},
         description="`env:NAME` or `file:/path`, read by the worker.",
     )
     license: str | None = Field(None, max_length=512, description="SPDX expression of the model's licence.")

@@ -58,6 +58,9 @@ def test_what_is_no_teacher(api: TestClient) -> None:
         assert answer.status_code == 422, change
         assert [fault["pointer"] for fault in answer.json()["errors"]] == [f"#/{name}" for name in change]
         assert "sk-1234" not in answer.text
+    for wrong in ("sk-1234", "env:A_KEY\n", "env:", "file:relative"):
+        answer = api.post("/v1/teachers", json=TEACHER | {"name": "wrong", "secret_ref": wrong})
+        assert "`env:NAME` or `file:/path`, never the secret itself" in answer.json()["detail"]
 
 
 def test_a_name_is_taken_once(api: TestClient) -> None:
