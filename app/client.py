@@ -50,6 +50,7 @@ class Fault(BaseModel):
 
     detail: str
     pointer: str | None = None
+    line: int | None = None
 
 
 class Problem(BaseModel):

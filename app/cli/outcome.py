@@ -24,7 +24,7 @@ from app.errors import RetortError
 if TYPE_CHECKING:  # imported where they are used: `retort --help` has no time for them
     from pydantic_core import ErrorDetails
 
-    from app.client import Problem, RetortClient
+    from app.client import Fault, Problem, RetortClient
     from app.settings import Settings
 
 T = TypeVar("T")
@@ -219,8 +219,10 @@ def ending_of(error: Exception) -> tuple[str, str, Exit] | None:
 
 def _explained(problem: "Problem") -> str:
     lines = [problem.detail]
-    if len(problem.errors) > 1:
-        lines += [f"  {fault.pointer or ''} {fault.detail}" for fault in problem.errors[:20]]
+    if len(problem.errors) > 1 or any(fault.line is not None for fault in problem.errors):
+        lines += [f"  {_place(fault)}{fault.detail}" for fault in problem.errors[:20]]
+    if (more := len(problem.errors) - 20) > 0:
+        lines.append(f"  … and {more} more")
     if problem.status == 401:
         lines.append(
             "Set RETORT_API_KEY, or RETORT_DATA_DIR to the folder whose admin.key that service made."
@@ -228,6 +230,12 @@ def _explained(problem: "Problem") -> str:
     if problem.status >= 500 and problem.request_id:
         lines.append(f"The service's log tells more under request {problem.request_id}.")
     return "\n".join(lines)
+
+
+def _place(fault: "Fault") -> str:
+    if fault.line is not None:
+        return f"line {fault.line}: "
+    return f"{fault.pointer} " if fault.pointer else ""
 
 
 def _code_of(status: int) -> Exit:

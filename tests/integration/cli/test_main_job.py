@@ -84,6 +84,9 @@ def test_strict_takes_all_or_nothing(retort: Retort, prompts: Path) -> None:
     sent = retort("submit", prompts, "--teacher", "t", "--strict", "--json")
     assert (sent.code, sent.out) == (4, "")
     assert "3 of 5 rows" in sent.problem["detail"]
+    told = retort("submit", prompts, "--teacher", "t", "--strict").err
+    assert "line 3: prompt: String should have at least 1 character" in told
+    assert "line 5: not JSON" in told
     prompts.write_text(GOOD + '"Mended."\n')
     assert retort("submit", prompts, "--teacher", "t", "--strict").code == 0
 
