@@ -1,5 +1,8 @@
 """The OpenAPI document: tags, the key's scheme, problems for every operation, neat operation ids."""
 
+import json
+import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,6 +87,19 @@ _REFUSAL = {
         "rows_left_out": 12,
     },
 }
+# What stands for a part of a path in a shell; a part that is not here fails a test.
+_SHELL = {
+    "prompt_set_id": "$SET",
+    "job_id": "$JOB",
+    "export_id": "$EXPORT",
+    "key_id": "$KEY",
+    "takedown_id": "$TAKEDOWN",
+    "decision_id": "$DECISION",
+    "override_id": "$OVERRIDE",
+    "terms_id": "apache-2.0-weights",
+    "teacher": "$TEACHER",
+    "name": "train-00000.parquet",
+}
 _ALWAYS = {"422": "The request is not valid", "default": "Any other problem"}
 
 
@@ -120,7 +136,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
         schemas.setdefault(name, schema)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    for operation in _operations(made):
+    for path, method, operation in _operations(made):
+        if "```sh" not in operation["description"]:
+            operation["description"] += f"\n\n```sh\n{_curl(path, method, operation)}\n```"
         answers = operation["responses"]
         problems = {**(_SECURED if operation.get("security") else {}), **_ALWAYS}
         for status, text in problems.items():
@@ -135,6 +153,21 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return made
 
 
-def _operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for path in document["paths"].values():
-        yield from path.values()
+def _curl(path: str, method: str, operation: dict[str, Any]) -> str:
+    """A call that can be pasted into a shell, by the example of the body; ids are variables there."""
+    address = re.sub(r"\{(\w+)\}", lambda found: _SHELL[found[1]], f"http://127.0.0.1:8321{path}")
+    examples = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("examples")
+    verb = "" if method == ("get" if examples is None else "post") else f" -X {method.upper()}"
+    call = f'curl -s{verb} "{address}"'
+    if operation.get("security"):
+        call += ' -H "Authorization: Bearer $RETORT_API_KEY"'
+    if examples is not None:
+        body = json.dumps(next(iter(examples.values()))["value"], ensure_ascii=False)
+        call += f" \\\n  -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    return call
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            yield path, method, operation

@@ -1,8 +1,11 @@
 """The OpenAPI document, and the pages that show it without the internet."""
 
+import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,6 +138,89 @@ def test_the_examples_run(real_api: TestClient, document: dict[str, Any]) -> Non
                 assert answer.status_code in (200, 201), f"{method} {path}, {name}: {answer.text}"
                 ran += 1
     assert ran >= 10
+
+
+def said_to_curl(block: str, variables: dict[str, str], folder: Path) -> tuple[str, str, dict[str, Any]]:
+    """Method, address and what else goes with the request, as a shell reads the block: nothing is sent."""
+    script = f'curl() {{ printf "%s\\0" "$@" > words; }}\n{block}'
+    subprocess.run(["bash", "-euc", script], cwd=folder, env={**os.environ, **variables}, check=True)
+    words = iter((folder / "words").read_bytes().decode().split("\0")[:-1])
+    method, address, headers, query, content = "GET", "", {}, {}, None
+    for word in words:
+        match word:
+            case "-X":
+                method = next(words)
+            case "-H":
+                name, _, headers[name] = next(words).partition(": ")
+            case "-d" | "--data-binary":
+                given = next(words)
+                content = (folder / given[1:]).read_bytes() if given.startswith("@") else given.encode()
+                method = "POST" if method == "GET" else method
+            case "--data-urlencode":
+                name, _, query[name] = next(words).partition("=")
+            case "-s" | "-sN" | "-sG":
+                pass
+            case "-sOC":
+                assert next(words) == "-"
+            case _:
+                assert word.startswith("http://127.0.0.1:8321/"), word
+                address = word.removeprefix("http://127.0.0.1:8321")
+    return method, address, {"headers": headers, "content": content} | ({"params": query} if query else {})
+
+
+def test_every_operation_shows_a_call_that_runs(
+    sqlite_app: tuple[FastAPI, TestClient], document: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each as a shell reads it, with things that are there."""
+    api = sqlite_app[1]
+    made = Made(api)
+    made.teacher("t0")
+    sealed = made.prompt_set([{"prompt": "one", "license": "CC0-1.0"}])["id"]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one", "license": "CC0-1.0"}\n')
+
+    def job(then: str = "") -> str:
+        found = str(made.job(prompt_set=sealed)["id"])
+        return found if not then else str(api.post(f"/v1/jobs/{found}/{then}").json()["id"])
+
+    def posted(path: str, **body: object) -> str:
+        return str(api.post(path, json=body).json()["id"])
+
+    things: dict[str, Callable[[], str]] = {
+        "RETORT_API_KEY": lambda: api.headers["Authorization"].removeprefix("Bearer "),
+        "SET": lambda: str(made.prompt_set([], seal=False)["id"]),
+        "JOB": job,
+        "EXPORT": lambda: posted("/v1/exports", selection={"jobs": [job()]}),
+        "TEACHER": lambda: str(made.teacher(f"t{len(api.get('/v1/teachers').json()['items'])}")["name"]),
+        "KEY": lambda: posted("/v1/keys", name="k", role="reader"),
+        "TAKEDOWN": lambda: posted("/v1/takedowns", source="nowhere", who="a", why="b"),
+        "DECISION": lambda: str(api.get("/v1/policy/decisions").json()["items"][0]["id"]),
+        "OVERRIDE": lambda: str(made.override()["id"]),
+        "SEQUENCE": lambda: str(api.get("/v1/audit/head").json()["sequence"]),
+        "HASH": lambda: str(api.get("/v1/audit/head").json()["hash"]),
+    }
+    job()
+    special = {  # sealed where a job wants it; events end when their job has; what is paused can be resumed
+        "submit_job": {"SET": lambda: sealed},
+        "watch_job": {"JOB": lambda: job("cancel")},
+        "resume_job": {"JOB": lambda: job("pause")},
+    }
+    not_there = {"download_file": 404, "read_row_lineage": 404}  # no worker has made these
+    for path, method, operation in operations(document):
+        name = operation["operationId"]
+        (block,) = re.findall(r"```sh\n(.*?)```", operation["description"], re.DOTALL)
+        if name == "register_teacher":
+            api.delete("/v1/teachers/small")
+        elif api.get("/v1/teachers/small").status_code == 404:
+            made.teacher("small")
+        wanted = {one: make for one, make in (things | special.get(name, {})).items() if f"${one}" in block}
+        variables = {one: make() for one, make in wanted.items()}
+        said, address, more = said_to_curl(block, variables, tmp_path)
+        place = re.sub(r"\{\w+\}", "[^/]+", path)
+        assert said.lower() == method, block
+        assert re.fullmatch(place, address.partition("?")[0]), block
+        answer = api.request(said, address, **more)
+        assert answer.status_code == not_there.get(name, answer.status_code), block
+        assert answer.is_success or name in not_there, f"{block}: {answer.text}"
 
 
 class Links(HTMLParser):
