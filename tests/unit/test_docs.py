@@ -76,6 +76,17 @@ def test_every_command_is_told_of() -> None:
             assert f"`{inner}`" in text or f"retort {name} {inner}" in text, f"{name} {inner}"
 
 
+def test_the_list_of_groups_is_whole() -> None:
+    """Each row of `docs/cli.md` that lists a group's commands lists all of them."""
+    rows = re.findall(
+        r"^\| `retort ([a-z-]+)` \| (`[^|]+) \|$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE
+    )
+    groups = {name: set(re.findall(r"`([a-z-]+)`", told.partition(":")[0])) for name, told in rows}
+    assert len(groups) >= 6
+    for name, told in groups.items():
+        assert told == set(COMMAND.commands[name].commands), name  # type: ignore[attr-defined]
+
+
 def test_every_exit_code_is_told_of() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == [
