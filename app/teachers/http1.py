@@ -23,6 +23,7 @@ _CONNECT_SECONDS: Final = 10.0
 # Servers close idle connections after 5 s (uvicorn); one that is used again at that moment is cut.
 _IDLE_SECONDS: Final = 3.0
 _MOST_HEADERS: Final = 64 * 1024
+_BUFFER: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Connections:
             self._fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode("latin-1")
         except UnicodeError as error:
             raise InvalidInput(f"a header of the request cannot be written: {error}") from error
+        self._buffer = memoryview(bytearray(_BUFFER))  # what is read lies in it until the parser has seen it
         self._idle: deque[_Connection] = deque()  # the longest idle first
         self._open: set[_Connection] = set()
 
@@ -116,7 +118,7 @@ class Connections:
             try:
                 async with asyncio.timeout(_CONNECT_SECONDS):
                     _, made = await loop.create_connection(
-                        lambda: _Connection(self._most, self._open.discard),
+                        lambda: _Connection(self._most, self._open.discard, self._buffer),
                         address,
                         self._port,
                         ssl=self._tls,
@@ -146,12 +148,17 @@ class Connections:
         return addresses
 
 
-class _Connection(asyncio.Protocol):
-    """One request and its answer at a time. The methods `on_…` are the parser's."""
+class _Connection(asyncio.BufferedProtocol):
+    """One request and its answer at a time. The methods `on_…` are the parser's.
 
-    def __init__(self, most: int, gone: Callable[["_Connection"], None]) -> None:
+    All connections of a loop read into one buffer: asyncio says in the same breath that there is something in it. A
+    buffer for each read, as `asyncio.Protocol` gets one, costs five times the read itself.
+    """
+
+    def __init__(self, most: int, gone: Callable[["_Connection"], None], buffer: memoryview) -> None:
         self._most = most
         self._gone = gone
+        self._buffer = buffer
         self._transport: asyncio.Transport | None = None
         self._waiting: asyncio.Future[Answer] | None = None
         self._answered_at = 0.0
@@ -187,16 +194,19 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._waiting is None or self._waiting.done():  # nobody asked
             self.abort()
             return
-        self._size += len(data)
+        self._size += nbytes
         if self._size > self._most:
             self._fail(_too_long(self._most))
             return
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._buffer[:nbytes])
         except (HttpParserError, HttpParserUpgrade) as error:
             self._fail(MalformedAnswer(f"the teacher's answer is not HTTP ({error})"))
 
