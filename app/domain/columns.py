@@ -1,6 +1,7 @@
 """Token columns: the numbers of one completion. From the driver on, logprobs are arrays, never JSON."""
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,17 +97,27 @@ def token_columns(
 
 def ids_only(token_ids: Int32, prompt_ids: Int32 | None = None) -> TokenColumns:
     """Columns of a teacher that tells token ids but no logprobs: k = 0, logprobs NaN."""
-    t = token_ids.shape[0]
     return TokenColumns(
-        token_ids=token_ids.astype(np.int32, copy=False),
-        topk_ids=np.zeros((t, 0), np.int32),
-        topk_logprobs=np.zeros((t, 0), np.float32),
-        sampled_logprob=np.full(t, np.nan, np.float32),
-        sampled_rank=np.zeros(t, np.int32),
-        tail_logmass=np.zeros(t, np.float32),
-        sampled=np.ones(t, np.bool_),
-        prompt_ids=_NO_IDS if prompt_ids is None else prompt_ids.astype(np.int32, copy=False),
+        token_ids.astype(np.int32, copy=False),
+        *_untold(token_ids.shape[0]),
+        _NO_IDS if prompt_ids is None else prompt_ids.astype(np.int32, copy=False),
     )
+
+
+@lru_cache(1024)
+def _untold(t: int) -> tuple[Int32, Float32, Float32, Int32, Float32, Bools]:
+    """What t tokens without logprobs have in common: `topk_ids` to `sampled`, read-only, shared by all such answers."""
+    shared = (
+        np.zeros((t, 0), np.int32),
+        np.zeros((t, 0), np.float32),
+        np.full(t, np.nan, np.float32),
+        np.zeros(t, np.int32),
+        np.zeros(t, np.float32),
+        np.ones(t, np.bool_),
+    )
+    for column in shared:
+        column.flags.writeable = False
+    return shared
 
 
 def forced(token_ids: Int32, k: int) -> TokenColumns:

@@ -34,12 +34,17 @@ class Fingerprints:
         """Raises `IdentityChanged` for one that belongs to another server than `before`; `TeacherUnavailable`."""
         if not isinstance(told, str) or not self._known:
             return
-        async with self._looking:
-            if told not in self._known:
-                now = await self._look()
-                if not now.reachable:
-                    raise TeacherUnavailable("; ".join(now.problems) or "the teacher cannot be reached")
-                same = now.identity() == before.identity()
-                self._known[told] = None if same else f"the teacher is now {now.identity()}"
+        if told not in self._known:
+            async with self._looking:
+                await self._meet(told, before)
         if (why := self._known[told]) is not None:
             raise IdentityChanged(why)
+
+    async def _meet(self, told: str, before: Capabilities) -> None:
+        if told in self._known:  # another call has looked meanwhile
+            return
+        now = await self._look()
+        if not now.reachable:
+            raise TeacherUnavailable("; ".join(now.problems) or "the teacher cannot be reached")
+        same = now.identity() == before.identity()
+        self._known[told] = None if same else f"the teacher is now {now.identity()}"

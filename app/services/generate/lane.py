@@ -39,11 +39,13 @@ class LaneState:
 
     def room(self) -> int:
         """About how many more samples may be asked for now."""
-        if self.down or self.closing:
-            return 0
-        if self.trial and self.in_flight:
+        if not self.sends():
             return 0
         return int(min(1 if self.trial else 1_000_000, self.gate.room()))
+
+    def sends(self) -> bool:
+        """Whether it may send a call at all, were there room."""
+        return self.down is None and self.closing is None and not (self.trial and self.in_flight)
 
     def pending(self) -> int:
         return sum(len(run.pending) for run in self.runs)
@@ -75,7 +77,7 @@ class LaneState:
 
 def next_call(lanes: Iterable[LaneState]) -> tuple[LaneState, Unit, Permit] | None:
     """Which lane sends next: priority first, then the fewest calls in flight. None: nothing can go."""
-    able = [lane for lane in lanes if lane.room() > 0]
+    able = [lane for lane in lanes if lane.sends()]
     for lane in sorted(able, key=lambda lane: (-lane.spec.priority, lane.in_flight)):
         found = lane.next_call()
         if found is not None:
