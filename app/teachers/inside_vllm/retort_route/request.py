@@ -68,6 +68,7 @@ _OURS = {
     *("model", "prompt_token_ids", "request_id", "top_logprobs", "prompt_logprobs", "prompt_logprobs_start"),
     *("text", "priority", "structured_outputs", "max_tokens", "stop_token_ids"),
 }
+_TEXTS = {"model", "request_id", "stop", "structured_outputs"}
 _STRUCTURED = {
     *("json", "regex", "choice", "grammar", "json_object", "structural_tag"),
     *("whitespace_pattern", "disable_any_whitespace", "disable_additional_properties"),
@@ -92,6 +93,8 @@ def read_request(body: bytes, max_model_len: int) -> dict[str, Any]:
     asked = {name: value for name, value in given.items() if value is not None}
     for name, value in asked.items():
         FIELDS[name].check(name, value)
+    for name in _TEXTS & asked.keys():
+        _check_text(name, asked[name])
     _check_ids("prompt_token_ids", asked.get("prompt_token_ids", []), max_model_len)
     _check_ids("stop_token_ids", asked.get("stop_token_ids", []), 4096)
     stops = asked.get("stop", [])
@@ -107,6 +110,14 @@ def read_request(body: bytes, max_model_len: int) -> dict[str, Any]:
     if strange:
         raise Refused(400, f"structured_outputs has no {strange[0][:100]!r}", "structured_outputs")
     return asked
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Half a surrogate pair is no text: it would break on its way to the engine, with the request half begun."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        raise Refused(400, f"{name} holds what is no text in UTF-8, or is nested too deeply", name) from None
 
 
 def _check_ids(name: str, ids: list[Any], most: int) -> None:
