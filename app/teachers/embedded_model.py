@@ -163,6 +163,9 @@ def main() -> int:
     except RetortError as error:
         print(error.detail, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; the next run fetches it anew.", file=sys.stderr)
+        return 130
     return 0
 
 

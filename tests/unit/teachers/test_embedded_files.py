@@ -1,7 +1,11 @@
 """The embedded model's file: fetched, checked, read."""
 
 import os
+import signal
+import socket
 import struct
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -146,3 +150,28 @@ def test_what_is_no_such_file_says_so(tmp_path: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(StorageError, match=r"a\.gguf"):
         read_metadata(file)
+
+
+def test_ctrl_c_while_it_is_fetched_leaves_nothing(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        index.settimeout(120)
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("PIP_")},
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_INDEX_URL": f"http://127.0.0.1:{index.getsockname()[1]}/simple",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app.teachers.embedded_model", "fetch"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        with process, index.accept()[0]:  # pip has asked, and is not answered
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            told = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, told
+    assert "Interrupted; the next run fetches it anew." in told
+    assert "Traceback" not in told
+    assert list(folder.iterdir()) == []
