@@ -28,7 +28,7 @@ from app.services import teachers
 from app.services.bootstrap import ensure_first_project
 from app.services.teachers import NewTeacher
 from app.settings import Settings
-from app.teachers import embedded_model
+from app.teachers import TeacherAccess, build, embedded_model
 from workers.broker import Broker, start_broker
 from workers.children import Child
 from workers.running import AlreadyRunning, State, StillLeaving, forget_state, held, last_state, write_state
@@ -230,11 +230,14 @@ def embedded_teacher() -> NewTeacher:
 
 
 def _register_embedded(database: Engine, project_id: str) -> None:
+    """Registered and probed, which reads the head of the model's file: what it can do is known before the first job."""
     with session(database, writes=True) as work:
         try:
-            teachers.get(work, project_id, TEACHER)
+            found = teachers.get(work, project_id, TEACHER)
         except NotFound:
-            teachers.register(work, project_id, embedded_teacher())
+            found = teachers.register(work, project_id, embedded_teacher())
+    if found.driver == "embedded" and found.probed_at is None:
+        teachers.probe(database, project_id, "system", TEACHER, lambda spec: build(spec, TeacherAccess()))
 
 
 def run(settings: Settings, leashed: bool = False) -> int:

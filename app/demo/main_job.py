@@ -101,6 +101,7 @@ def ensure_teacher(api: RetortClient) -> None:
         if error.problem.status != 404:
             raise
         api.register_teacher(embedded_teacher())
+        api.probe_teacher(TEACHER)
 
 
 def _job(api: RetortClient, prompts: PromptSetView, console: Console) -> JobView:

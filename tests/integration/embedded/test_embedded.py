@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from app.teachers import embedded_model
 from tests.faults.world import ScriptedServer
 from tests.integration.embedded.conftest import Up, alive, counts, kill, submit, until, up
 
@@ -21,11 +22,17 @@ def _is_another(run: Up, name: str, before: int) -> bool:
 def test_what_is_killed_comes_back_and_the_work_goes_on(
     data_dir: Path, port: int, teacher: ScriptedServer
 ) -> None:
+    embedded_model.fetch()
     with up(data_dir, port) as run:
         state = run.await_ready()
         assert set(state.children) == {"broker", "worker", "API"}
         assert (data_dir / "admin.key").stat().st_mode & 0o777 == 0o600
         with run.api() as api:
+            small = api.get("/v1/teachers/embedded").json()
+            assert (small["capabilities"]["max_top_logprobs"], small["capabilities"]["token_ids"]) == (
+                128,
+                True,
+            )
             teacher.change(delay=0.5)
             job = submit(api, teacher.url, 2000)["id"]
             until(lambda: counts(api, job)["completed"] > 0, "first rows")
