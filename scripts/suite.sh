@@ -6,12 +6,14 @@ set -eu
 cd "$(dirname "$0")/.."
 
 marker=$1
+processes=0
 case "$marker" in
 vllm) .venv/bin/python -m tests.fixtures.vllm_cpu ;;
 trainers) .venv/bin/python scripts/environment.py trainers ;;
+faults) processes=2 ;; # they wait for leases to run out more than they work
 esac
 status=0
-.venv/bin/python -m pytest -m "$marker" || status=$?
+.venv/bin/python -m pytest -n "$processes" --dist worksteal -m "$marker" || status=$?
 if [ "$status" -eq 5 ]; then
     echo "No test carries the marker '$marker'."
     exit 0
