@@ -2,12 +2,17 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Double,
+    Executable,
+    Integer,
     Row,
+    Select,
     and_,
     bindparam,
     case,
@@ -72,6 +77,19 @@ class Candidate:
 
 def candidates(connection: Connection, teacher_names: tuple[str, ...]) -> list[Candidate]:
     """Lanes with something to claim: higher priority first, then the job with the fewest shards under lease."""
+    if connection.dialect.name == "postgresql":
+        # Where many shards are ready, a scan looks cheap, since it would soon meet one; in a lane that has none it
+        # walks through all of them.
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+    return [
+        Candidate(row.job_id, row.teacher, row.parked_reason is not None, row.priority, row.leased)
+        for row in connection.execute(_candidates(teacher_names))
+    ]
+
+
+@cache
+def _candidates(teacher_names: tuple[str, ...]) -> Select[str, int, str | None, int, Any]:
+    """Built once: building it costs more than running it, and it is run after each checkpoint."""
     leased = select(Shard.job_id, func.count().label("n")).where(_LEASED).group_by(Shard.job_id).subquery()
     mine = and_(Shard.job_id == Lane.job_id, Shard.teacher == Lane.teacher)
     # LIMIT 1 and not EXISTS, of which PostgreSQL would make a table of all that is ready.
@@ -91,16 +109,7 @@ def candidates(connection: Connection, teacher_names: tuple[str, ...]) -> list[C
         )
         .order_by(Job.priority.desc(), n_leased, Job.id, Lane.teacher)
     )
-    if teacher_names:
-        query = query.where(Lane.teacher_name.in_(teacher_names))
-    if connection.dialect.name == "postgresql":
-        # Where many shards are ready, a scan looks cheap, since it would soon meet one; in a lane that has none it
-        # walks through all of them.
-        connection.execute(text("SET LOCAL enable_seqscan = off"))
-    return [
-        Candidate(row.job_id, row.teacher, row.parked_reason is not None, row.priority, row.leased)
-        for row in connection.execute(query)
-    ]
+    return query.where(Lane.teacher_name.in_(teacher_names)) if teacher_names else query
 
 
 def claim(
@@ -119,24 +128,9 @@ def claim(
         ).rowcount
     ):
         return None
-    mine = (Shard.job_id == lane.job_id, Shard.teacher == lane.teacher)
-    expired = select(Shard.id).where(*mine, _LEASED, Shard.lease_until < db_now()).order_by(Shard.lease_until)
-    ready = select(Shard.id).where(*mine, _READY).order_by(Shard.id)
-    for choice in (expired, ready):
-        row = connection.execute(
-            update(Shard)
-            .where(Shard.id == choice.limit(1).with_for_update(skip_locked=True).scalar_subquery())
-            .values(
-                status=ShardStatus.LEASED,
-                owner=owner,
-                epoch=Shard.epoch + 1,
-                lease_until=db_now() + lease_seconds,
-                # A worker that slept past its own lease lives: nobody died over this shard.
-                claims_without_progress=Shard.claims_without_progress
-                + case((Shard.owner == owner, 0), else_=1),
-            )
-            .returning(Shard)
-        ).one_or_none()
+    place = {"job": lane.job_id, "position": lane.teacher, "holder": owner, "lease": lease_seconds}
+    for statement in (_CLAIM_EXPIRED, _CLAIM_READY):
+        row = connection.execute(statement, place).one_or_none()
         if row is not None:
             break
     else:
@@ -146,20 +140,38 @@ def claim(
     return claim_of(row)
 
 
+def _claiming(choice: Select[int]) -> Executable:
+    """`choice`: the shards of a lane that may be claimed, the one to claim first."""
+    mine = choice.where(Shard.job_id == bindparam("job"), Shard.teacher == bindparam("position"))
+    return (
+        update(Shard)
+        .where(Shard.id == mine.limit(1).with_for_update(skip_locked=True).scalar_subquery())
+        .values(
+            status=ShardStatus.LEASED,
+            owner=bindparam("holder"),
+            epoch=Shard.epoch + 1,
+            lease_until=db_now() + bindparam("lease", type_=Double()),
+            # A worker that slept past its own lease lives: nobody died over this shard.
+            claims_without_progress=Shard.claims_without_progress
+            + case((Shard.owner == bindparam("holder"), 0), else_=1),
+        )
+        .returning(Shard)
+    )
+
+
+_CLAIM_EXPIRED = _claiming(
+    select(Shard.id).where(_LEASED, Shard.lease_until < db_now()).order_by(Shard.lease_until)
+)
+_CLAIM_READY = _claiming(select(Shard.id).where(_READY).order_by(Shard.id))
+
+
 def begin_attempt(connection: Connection, row: Row[Any], owner: str) -> None:
     """Into the history of a shard that was just claimed; whoever had it before has lost it."""
-    connection.execute(
-        update(ShardAttempt)
-        .where(
-            ShardAttempt.shard_id == row.id,
-            ShardAttempt.epoch == row.epoch - 1,
-            ShardAttempt.ended_at.is_(None),
-        )
-        .values(ended_at=db_now(), outcome="lost", detail="its lease ran out")
-    )
-    connection.execute(
-        insert(ShardAttempt).values(shard_id=row.id, epoch=row.epoch, owner=owner, claimed_at=db_now())
-    )
+    _close_attempt(connection, row.id, row.epoch - 1, "lost", "its lease ran out")
+    connection.execute(_BEGIN_ATTEMPT, {"shard_id": row.id, "epoch": row.epoch, "owner": owner})
+
+
+_BEGIN_ATTEMPT = insert(ShardAttempt).values(claimed_at=db_now())
 
 
 def claim_of(row: Row[Any]) -> Claim:
@@ -182,28 +194,40 @@ def run(connection: Connection, job_id: str, teacher: int) -> None:
 
     A parked lane, which is only tried, does not make its job run: the first completion does.
     """
-    unparked = exists().where(Lane.job_id == job_id, Lane.teacher == teacher, Lane.parked_reason.is_(None))
-    connection.execute(
-        update(Job)
-        .where(Job.id == job_id, Job.status.in_((JobStatus.READY, JobStatus.PARKED)), unparked)
-        .values(
-            status=JobStatus.RUNNING, status_reason=None, started_at=func.coalesce(Job.started_at, db_now())
-        )
+    connection.execute(_RUN, {"job": job_id, "position": teacher})
+
+
+_RUN = (
+    update(Job)
+    .where(
+        Job.id == bindparam("job"),
+        Job.status.in_((JobStatus.READY, JobStatus.PARKED)),
+        exists().where(
+            Lane.job_id == bindparam("job"),
+            Lane.teacher == bindparam("position"),
+            Lane.parked_reason.is_(None),
+        ),
     )
+    .values(status=JobStatus.RUNNING, status_reason=None, started_at=func.coalesce(Job.started_at, db_now()))
+)
 
 
 def held(connection: Connection, owner: str, leases: Iterable[Lease]) -> set[Lease]:
     """Those of the leases that are still ours, their shards' rows locked until the transaction ends."""
     wanted = set(leases)
     rows = connection.execute(
-        select(Shard.id, Shard.epoch)
-        .where(Shard.id.in_(sorted({shard_id for shard_id, _ in wanted})), Shard.owner == owner, _LEASED)
-        .order_by(Shard.id)
-        .with_for_update(key_share=True)
+        _HELD, {"holder": owner, "shards": sorted({shard_id for shard_id, _ in wanted})}
     )
     # A worker whose own lease ran out can hold the same shard again: the epoch tells which claim is meant.
     return wanted & {(shard_id, epoch) for shard_id, epoch in rows}
 
+
+_HELD = (
+    select(Shard.id, Shard.epoch)
+    .where(Shard.id.in_(bindparam("shards", expanding=True)), Shard.owner == bindparam("holder"), _LEASED)
+    .order_by(Shard.id)
+    .with_for_update(key_share=True)
+)
 
 _EXTEND = (
     update(Shard)
@@ -282,59 +306,73 @@ def release_strays(connection: Connection, owner: str, held: Collection[int]) ->
 def _close_attempt(
     connection: Connection, shard_id: int, epoch: int, outcome: str, detail: str | None
 ) -> None:
-    connection.execute(
-        update(ShardAttempt)
-        .where(
-            ShardAttempt.shard_id == shard_id, ShardAttempt.epoch == epoch, ShardAttempt.ended_at.is_(None)
-        )
-        .values(ended_at=db_now(), outcome=outcome, detail=detail)
+    told = {"shard": shard_id, "fence": epoch, "what": outcome, "why": detail}
+    connection.execute(_CLOSE_ATTEMPT, told)
+
+
+_CLOSE_ATTEMPT = (
+    update(ShardAttempt)
+    .where(
+        ShardAttempt.shard_id == bindparam("shard"),
+        ShardAttempt.epoch == bindparam("fence"),
+        ShardAttempt.ended_at.is_(None),
     )
+    .values(ended_at=db_now(), outcome=bindparam("what"), detail=bindparam("why"))
+)
 
 
 def finish(connection: Connection, owner: str, shard_id: int, epoch: int, segment_id: int | None) -> bool:
     """Mark a shard finished under its fence and end the job where it was the last. False: the lease is lost."""
     row = connection.execute(
-        update(Shard)
-        .where(
-            Shard.id == shard_id,
-            Shard.epoch == epoch,
-            Shard.owner == owner,
-            Shard.status == ShardStatus.LEASED,
-            Shard.n_completed + Shard.n_failed == Shard.n_expected,
-        )
-        .values(
-            status=ShardStatus.FINISHED,
-            owner=None,
-            lease_until=None,
-            segment_id=Shard.segment_id if segment_id is None else segment_id,
-        )
-        .returning(Shard.job_id)
+        _FINISH, {"shard": shard_id, "fence": epoch, "holder": owner, "segment": segment_id}
     ).one_or_none()
     if row is None:
         return False
     _close_attempt(connection, shard_id, epoch, "finished", None)
-    connection.execute(
-        update(Job).where(Job.id == row.job_id).values(n_shards_finished=Job.n_shards_finished + 1)
-    )
+    connection.execute(_COUNT_FINISHED, {"job": row.job_id})
     end_job_if_done(connection, row.job_id)
     return True
 
 
+_FINISH = (
+    update(Shard)
+    .where(
+        Shard.id == bindparam("shard"),
+        Shard.epoch == bindparam("fence"),
+        Shard.owner == bindparam("holder"),
+        Shard.status == ShardStatus.LEASED,
+        Shard.n_completed + Shard.n_failed == Shard.n_expected,
+    )
+    .values(
+        status=ShardStatus.FINISHED,
+        owner=None,
+        lease_until=None,
+        segment_id=func.coalesce(bindparam("segment", type_=Integer()), Shard.segment_id),
+    )
+    .returning(Shard.job_id)
+)
+_COUNT_FINISHED = (
+    update(Job).where(Job.id == bindparam("job")).values(n_shards_finished=Job.n_shards_finished + 1)
+)
+
+
 def begin_finalizing(connection: Connection, job_id: str) -> None:
     """The job's last shard has all its rows and is about to write its segment."""
-    all_cut = exists().where(
-        PromptSet.id == Job.prompt_set_id, PromptSet.sealed, PromptSet.n_prompts <= Job.cut_through
+    connection.execute(_BEGIN_FINALIZING, {"job": job_id})
+
+
+_BEGIN_FINALIZING = (
+    update(Job)
+    .where(
+        Job.id == bindparam("job"),
+        Job.status == JobStatus.RUNNING,
+        Job.n_shards_finished == Job.n_shards - 1,
+        exists().where(
+            PromptSet.id == Job.prompt_set_id, PromptSet.sealed, PromptSet.n_prompts <= Job.cut_through
+        ),
     )
-    connection.execute(
-        update(Job)
-        .where(
-            Job.id == job_id,
-            Job.status == JobStatus.RUNNING,
-            Job.n_shards_finished == Job.n_shards - 1,
-            all_cut,
-        )
-        .values(status=JobStatus.FINALIZING)
-    )
+    .values(status=JobStatus.FINALIZING)
+)
 
 
 def end_job_if_done(connection: Connection, job_id: str) -> bool:
