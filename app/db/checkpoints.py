@@ -181,7 +181,6 @@ class PromptToAnswer:
     number: int
     body: bytes
     license: str
-    content_hash: bytes
 
 
 def prompts_of(
@@ -189,7 +188,7 @@ def prompts_of(
 ) -> list[PromptToAnswer]:
     """The prompts [first, end) of a job's set that this teacher is to answer."""
     rows = connection.execute(
-        select(PromptRow.number, PromptRow.body, PromptRow.license, PromptRow.content_hash, PromptRow.teacher)
+        select(PromptRow.number, PromptRow.body, PromptRow.license, PromptRow.teacher)
         .where(
             PromptRow.prompt_set_id == select(Job.prompt_set_id).where(Job.id == job_id).scalar_subquery(),
             PromptRow.number >= first,
@@ -199,9 +198,9 @@ def prompts_of(
         .order_by(PromptRow.number)
     )
     return [
-        PromptToAnswer(row.number, row.body, row.license, row.content_hash)
-        for row in rows
-        if row.teacher is None or row.teacher == teacher_name
+        PromptToAnswer(number, body, license)
+        for number, body, license, teacher in rows
+        if teacher is None or teacher == teacher_name
     ]
 
 
@@ -217,7 +216,7 @@ def recorded(connection: Connection, claim: Claim, epoch: int | None = None) -> 
     )
     if epoch is not None:
         query = query.where(Completion.epoch == epoch)
-    return {(row.prompt_number, row.sample_index) for row in connection.execute(query)}
+    return {(number, index) for number, index in connection.execute(query)}
 
 
 def parts_of(connection: Connection, shard_id: int) -> list[bytes]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -150,6 +151,9 @@ def _odd(value: str) -> bool:
     return False
 
 
+_in_order: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*COLUMNS)
+
+
 def _row(outcome: Outcome) -> tuple[Any, ...]:
     unit, made = outcome.unit, outcome.generation
     claim, lane = unit.run.claim, unit.run.lane
@@ -194,7 +198,7 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
         "error_kind": outcome.error_kind,
         "error_detail": _text(outcome.error_detail),
     }
-    return tuple(values[name] for name in COLUMNS)
+    return _in_order(values)
 
 
 def finish_shard(

@@ -107,6 +107,7 @@ def load_run(database: Engine, claim: Claim, lane: lanes.LaneSpec, group_sibling
     run = ShardRun(claim=claim, lane=lane, n_missing=0)
     stage = lane.stages[claim.stage]
     origin = _origin(lane, stage)
+    sampled = canonical_json(stage.sampling.asked())
     sharing: dict[bytes, list[Unit]] = {}
     for prompt in prompts:
         missing = tuple(i for i in range(stage.n) if (prompt.number, i) not in done)
@@ -114,7 +115,7 @@ def load_run(database: Engine, claim: Claim, lane: lanes.LaneSpec, group_sibling
             continue
         run.n_missing += len(missing)
         for indices in (missing,) if group_siblings else tuple((i,) for i in missing):
-            unit = _unit(run, prompt, stage, origin, indices)
+            unit = _unit(run, prompt, stage, origin, sampled, indices)
             sharing.setdefault(unit.prefix, []).append(unit)
     # One after the other, so that an engine still has in its cache what they begin with.
     run.pending.extend(unit for units in sharing.values() for unit in units)
@@ -140,18 +141,23 @@ def _unit(
     prompt: checkpoints.PromptToAnswer,
     stage: lanes.StageSpec,
     origin: bytes,
+    sampled: bytes,
     indices: tuple[int, ...],
 ) -> Unit:
+    """`origin`, `sampled`: what of the content hash is the lane's and, for prompts without parameters, the stage's."""
     body = orjson.loads(prompt.body)
     own = body.get("parameters")
-    sampling = stage.sampling.overridden(None if own is None else SamplingOverrides.model_validate(own))
+    sampling, sampling_json = stage.sampling, None
+    if own is not None:
+        sampling = sampling.overridden(SamplingOverrides.model_validate(own))
+        sampled, sampling_json = canonical_json(sampling.asked()), orjson.dumps(sampling.asked()).decode()
     asked = {name: body[name] for name in ("messages", "tools", "response_schema") if name in body}
     prompt_json = canonical_json(asked)
     earlier = asked["messages"][:-1]
     shared = canonical_json({**asked, "messages": earlier}) if earlier else prompt_json
     content = hashlib.sha256(origin)
     content.update(prompt_json)
-    content.update(canonical_json(sampling.asked()))
+    content.update(sampled)
     return Unit(
         run=run,
         prompt_number=prompt.number,
@@ -160,7 +166,7 @@ def _unit(
         tools=tuple(body["tools"]) if "tools" in body else None,
         response_schema=body.get("response_schema"),
         sampling=sampling,
-        sampling_json=None if own is None else orjson.dumps(sampling.asked()).decode(),
+        sampling_json=sampling_json,
         sample_indices=indices,
         content=content,
         prefix=hashlib.blake2b(shared, digest_size=16).digest(),
