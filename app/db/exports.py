@@ -197,7 +197,10 @@ def leave(
     error: str | None,
     again_in: float | None,
 ) -> bool:
-    """Give an export back: `ready` at once, `parked` for `again_in` seconds, or `failed` for good."""
+    """Give an export back: `ready` at once, `parked` for `again_in` seconds, or `failed` for good.
+
+    With the last go the rows of its files: nobody will ever complete it.
+    """
     given: dict[str, Any] = {
         "status": status,
         "error": error,
@@ -208,7 +211,11 @@ def leave(
         given["ended_at"] = db_now()
     if status == ExportStatus.READY:
         given["attempts"] = Export.attempts - 1  # an orderly end is no sign of trouble
-    return bool(connection.execute(update(Export).where(*_ours(claim)).values(**given)).rowcount)
+    left = bool(connection.execute(update(Export).where(*_ours(claim)).values(**given)).rowcount)
+    if left and status == ExportStatus.FAILED:
+        connection.execute(delete(ExportFile).where(ExportFile.export_id == claim.export_id))
+        forget_members(connection, claim.export_id)
+    return left
 
 
 def complete(

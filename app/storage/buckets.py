@@ -96,6 +96,10 @@ class Bucket:
             with self._told(folder, missing=False):
                 obstore.delete(self._store, found[start : start + _LISTED])
 
+    def unfinished(self, folder: str = "") -> Iterator[str]:
+        """None: what is not finished is no object."""
+        return iter(())
+
     def delete_unfinished(self, older_than_seconds: float) -> int:
         """Nothing: parts of an upload are the bucket's own, and a rule of its own takes them away."""
         return 0

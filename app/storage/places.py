@@ -81,6 +81,10 @@ class Storage(Protocol):
 
     def delete_folder(self, folder: str) -> None: ...
 
+    def unfinished(self, folder: str = "") -> Iterator[str]:
+        """Paths of what is being written under a folder, and of what writers left behind that were killed."""
+        ...
+
     def delete_unfinished(self, older_than_seconds: float) -> int:
         """Remove what writers left behind that were killed. Returns how many files that were."""
         ...
@@ -210,9 +214,14 @@ class LocalFolder:
             raise StorageError(f"{path} cannot be deleted: {error.strerror or error}") from error
 
     def list(self, folder: str = "") -> Iterator[str]:
+        yield from (path for path in self._all(folder) if not path.endswith(PARTIAL))
+
+    def unfinished(self, folder: str = "") -> Iterator[str]:
+        yield from (path for path in self._all(folder) if path.endswith(PARTIAL))
+
+    def _all(self, folder: str) -> Iterator[str]:
         start = self.path(folder) if folder else self._root
-        found = (file for file in start.rglob("*") if file.is_file() and not file.name.endswith(PARTIAL))
-        yield from sorted(file.relative_to(self._root).as_posix() for file in found)
+        yield from sorted(f.relative_to(self._root).as_posix() for f in start.rglob("*") if f.is_file())
 
     def copy(self, source: str, target: str) -> None:
         final = self.path(target)

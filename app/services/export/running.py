@@ -81,6 +81,7 @@ def run_next(
         _leave(
             database, claim, ExportStatus.FAILED, f"its worker died {_DEATHS} times without finishing a file"
         )
+        _clear(database, storage, claim.export_id)
         return True
     try:
         with _Lease(database, claim, lease_seconds, stopped) as lease:
@@ -89,7 +90,6 @@ def run_next(
         # Cancelled or deleted: the folder goes. Another worker's: not one row is ours any more, and nothing happens.
         if stopped() and _leave(database, claim, ExportStatus.READY, None):
             return True
-        _clear(database, storage, claim.export_id)
     except PolicyRefusal as error:
         with reading(database) as connection:
             export = rows.row_of(connection, claim.export_id)
@@ -109,6 +109,7 @@ def run_next(
             _leave(database, claim, ExportStatus.FAILED, reason)
         else:
             _leave(database, claim, ExportStatus.PARKED, reason, park_seconds)
+    _clear(database, storage, claim.export_id)
     return True
 
 
@@ -128,10 +129,14 @@ def _leave(
 
 
 def _clear(database: Engine, storage: Storage, export_id: str) -> None:
+    """What was written of an export that will never be whole serves nobody, and no takedown looks for it."""
     with reading(database) as connection:
         status = rows.row_of(connection, export_id).status
-    if status in (ExportStatus.CANCELLED, ExportStatus.DELETED):
-        storage.delete_folder(folder_of(export_id))
+    if status in (ExportStatus.CANCELLED, ExportStatus.DELETED, ExportStatus.FAILED):
+        try:
+            storage.delete_folder(folder_of(export_id))
+        except StorageError as error:
+            log.warning("files of export %s are left to the next tidying: %s", export_id, error.detail)
 
 
 class _Lease:

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _PROMPTS_AT_ONCE = 500
 _AGAIN_SECONDS = 15.0
 _ATTEMPT = re.compile(r"exports/[^/]+/e(\d+)/")
-_FILE = re.compile(r"segments/[^/]+/(\d+)-e(\d+)-")
+_FILE = re.compile(r"segments/[^/]+/\.?(\d+)-e(\d+)-")
 
 
 class _Gone(Exception):
@@ -240,7 +240,8 @@ class _Takedown:
         """Files that a fenced worker left, or this takedown when it was killed: not what the shard points to."""
         with reading(self._database) as connection:
             known = stripping.epochs(connection, job_id)
-        for path in list(self._storage.list(f"segments/{job_id}")):
+        folder = f"segments/{job_id}"
+        for path in [*self._storage.list(folder), *self._storage.unfinished(folder)]:
             match = _FILE.match(path)
             if match is None or int(match.group(1)) not in known:
                 continue

@@ -359,8 +359,36 @@ def test_a_file_that_a_dead_worker_left_is_swept(app: FastAPI, api: TestClient, 
     record(given.engine, claim, 1, lambda *_: None)
     left = f"segments/{job_id}/{claim.shard_id:08d}-e{claim.epoch}-g1.parquet"
     given.storage.write_atomically(left, lambda file: (file.write(b"token ids"), None)[1])
+    writing = given.storage.new_file(f"segments/{job_id}/{claim.shard_id:08d}-e{claim.epoch}-g2.parquet")
+    writing.file.write(b"token ids")
     done(app, api, source=BOOK)
     assert not given.storage.exists(left)
+    assert list(given.storage.unfinished()) == []
+    writing.abandon()
+
+
+def test_an_export_that_failed_leaves_nothing_to_be_taken_down(
+    app: FastAPI, api: TestClient, made: Made
+) -> None:
+    """It wrote files and was refused at the end: no list of tainted exports would ever name it."""
+    given = app.state.resources
+    made.teacher("ours", model="our-org/model")
+    told = {"kind": "terms", "model": "our-org/*", "replaces": "model", "terms": ["apache-2.0-weights"]}
+    override = api.post("/v1/policy/overrides", json={**told, "who": "dana", "why": "ours"}).json()
+    job_id = job(app, made, made.prompt_set(prompts())["id"], ["ours"])
+    spec = {"format": "jsonl", "selection": {"jobs": [job_id]}, "file_size": {"rows": 3}}
+    asked = api.post("/v1/exports", json=spec).json()
+
+    def stop_behind_the_second_file() -> bool:
+        return len(list(given.storage.list("exports"))) > 1
+
+    export.run_next(given.engine, given.storage, "w", 60, stop_behind_the_second_file)
+    assert api.get(f"/v1/exports/{asked['id']}").json()["files"] != []
+    api.post(f"/v1/policy/overrides/{override['id']}/revoke", json={"why": "not ours"})
+    assert export.run_next(given.engine, given.storage, "w", 60, lambda: False)
+    found = api.get(f"/v1/exports/{asked['id']}").json()
+    assert (found["status"], found["files"]) == ("failed", [])
+    assert list(given.storage.list("exports")) == []
 
 
 def test_what_is_asked_wrongly_is_told(api: TestClient, made: Made) -> None:
