@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection, Row, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.export_models import Export, ExportFile, Takedown, TakedownExport
 from app.db.exports import forget_members
-from app.db.models import Job, Lane, PromptError, PromptRow, PromptSet, Shard
+from app.db.models import IdempotentRequest, Job, Lane, PromptError, PromptRow, PromptSet, Shard
 from app.db.policy_models import PromptPart
 from app.db.session import db_now
 from app.domain.fingerprints import source_key
@@ -218,9 +219,25 @@ def remove_prompts(connection: Connection, takedown_id: str, prompts: Sequence[R
             )
 
 
-def clear_excerpts(connection: Connection, set_id: str) -> None:
-    """The beginnings of rows that did not parse: nobody knows which of them belonged to what is taken down."""
+def clear_excerpts(connection: Connection, project_id: str, set_id: str) -> None:
+    """The beginnings of rows that did not parse: nobody knows which of them belonged to what is taken down.
+
+    The answers to appends, which are remembered for those who ask twice, hold some of them.
+    """
     connection.execute(update(PromptError).where(PromptError.prompt_set_id == set_id).values(excerpt=""))
+    kept = (IdempotentRequest.key, IdempotentRequest.body)
+    for key, body in connection.execute(
+        select(*kept).where(IdempotentRequest.project_id == project_id)
+    ).all():
+        if body is None or set_id.encode() not in body or b'"excerpt"' not in body:
+            continue
+        told = orjson.loads(body)
+        cleared = {**told, "errors": [{**error, "excerpt": ""} for error in told["errors"]]}
+        connection.execute(
+            update(IdempotentRequest)
+            .where(IdempotentRequest.project_id == project_id, IdempotentRequest.key == key)
+            .values(body=orjson.dumps(cleared))
+        )
 
 
 def removed_prompts(connection: Connection, takedown_id: str) -> dict[str, list[int]]:

@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 log = logging.getLogger(__name__)
 
-_TABLES = ("completion", "prompt", "part", "prompt_error")
+_TABLES = ("completion", "prompt", "part", "prompt_error", "idempotent_request")
 _PATIENCE_SECONDS = 20.0
 
 

@@ -145,7 +145,7 @@ class _Takedown:
                 break
         if self._claim.kind == "prompts" and self._claim.target["prompts"] is None:
             with transaction(self._database) as connection:
-                takedowns.clear_excerpts(connection, self._claim.target["prompt_set"])
+                takedowns.clear_excerpts(connection, self._claim.project_id, self._claim.target["prompt_set"])
 
     def _jobs_of_prompts(self) -> dict[str, list[list[int]]]:
         """Job → [numbers of its prompts that are at fault]."""

@@ -367,6 +367,28 @@ def test_a_file_that_a_dead_worker_left_is_swept(app: FastAPI, api: TestClient, 
     writing.abandon()
 
 
+def test_beginnings_of_rows_that_did_not_parse_go_with_their_set(
+    sqlite_app: tuple[FastAPI, TestClient], tmp_path: Path
+) -> None:
+    """From the remembered answer to the append, too; asked again, it still says what was done."""
+    app, api = sqlite_app
+    set_id = api.post("/v1/prompt-sets", json={"name": "a set"}).json()["id"]
+    sent = {"prompts": [{"prompt": "fine", "license": "MIT"}, {"prompt": "planted-row", "license": "no !"}]}
+
+    def append() -> dict[str, Any]:
+        answer = api.post(f"/v1/prompt-sets/{set_id}/prompts", json=sent, headers={"Idempotency-Key": "once"})
+        assert answer.status_code == 200, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    before = append()
+    assert "planted-row" in before["errors"][0]["excerpt"]
+    assert on_disk(tmp_path, b"planted-row") != []
+    done(app, api, prompt_set=set_id)
+    assert on_disk(tmp_path, b"planted-row") == []
+    assert append() == {**before, "errors": [{**before["errors"][0], "excerpt": ""}]}
+
+
 def test_an_export_that_failed_leaves_nothing_to_be_taken_down(
     app: FastAPI, api: TestClient, made: Made
 ) -> None:
