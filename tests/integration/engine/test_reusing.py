@@ -1,14 +1,11 @@
 """`reuse: true`: equal samples of earlier jobs are copied with their tokens, and counted apart."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from sqlalchemy import Engine, insert, select, update
 
 from app.db import jobs
 from app.db.models import Completion, Job, Lane, Pace, Project, Segment, Shard
-from app.db.models import Teacher as TeacherRow
 from app.db.session import db_now, reading, session, transaction
 from app.storage.places import Storage
 from app.storage.segments import read_segment
@@ -114,10 +111,7 @@ def test_a_removed_row_is_not_reused(engine: Engine, storage: Storage) -> None:
     assert counts(engine, second) == (8, 5, 3)
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("access_route", "together"), ("terms_id", "llama-3.3"), ("trained_on", ["exp_1"])],
-)
+@pytest.mark.parametrize(("column", "value"), [("terms_id", "llama-3.3"), ("trained_on", ["exp_1"])])
 def test_a_row_that_other_terms_bind_is_not_reused(
     engine: Engine, storage: Storage, column: str, value: object
 ) -> None:
@@ -129,23 +123,10 @@ def test_a_row_that_other_terms_bind_is_not_reused(
     assert sum(made(engine, storage, again(engine, prompts=4)).calls.values()) == 4
 
 
-@pytest.mark.parametrize(
-    ("changes", "calls"),
-    [
-        ({}, 0),
-        ({"past_hosts": ["server.internal"]}, 0),
-        ({"past_hosts": ["api.openai.com"]}, 4),
-        ({"base_url": "https://api.openai.com/v1"}, 4),
-        ({"trained_on": ["exp_1"]}, 4),
-    ],
-)
-def test_rows_of_another_teacher_are_reused_where_the_same_terms_bind_both(
-    engine: Engine, storage: Storage, changes: dict[str, Any], calls: int
-) -> None:
+def test_rows_of_another_teacher_are_not_reused(engine: Engine, storage: Storage) -> None:
+    """It answers alike; but whoever takes the one down, or asks where its rows went, must find them all."""
     first = make_job(engine, JobSetup(prompts=4))
     made(engine, storage, first)
     second = again(engine, prompts=4, teachers=("t1",))
-    if changes:
-        with transaction(engine) as connection:
-            connection.execute(update(TeacherRow).where(TeacherRow.name == "t0").values(**changes))
-    assert sum(made(engine, storage, second).calls.values()) == calls
+    assert sum(made(engine, storage, second).calls.values()) == 4
+    assert not made(engine, storage, again(engine, prompts=4, teachers=("t1",))).calls
