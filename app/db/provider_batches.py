@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, case, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.batch_models import ProviderBatch
@@ -294,7 +294,8 @@ def claim_shard(
             owner=owner,
             epoch=Shard.epoch + 1,
             lease_until=db_now() + lease_seconds,
-            claims_without_progress=Shard.claims_without_progress + 1,
+            # As in `shards.claim`: a worker that slept past its own lease lives.
+            claims_without_progress=Shard.claims_without_progress + case((Shard.owner == owner, 0), else_=1),
         )
         .returning(Shard)
     ).one_or_none()

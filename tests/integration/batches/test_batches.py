@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
+from app.db import provider_batches
 from app.db.models import Completion, Counter, Job, Lane, PromptSet, Shard, Teacher
 from app.db.session import connect, reading, transaction
 from app.services import dispatch, takedown
@@ -462,6 +463,22 @@ def test_a_shard_that_was_being_recorded_when_the_provider_forgot_its_batch_is_f
         openai.store.end_all()
         until(lambda: openai.ended(job))
     assert openai.check(job)["completed"] == 20
+
+
+def test_a_shard_that_its_own_worker_records_again_is_no_sign_of_a_death(openai: World) -> None:
+    """As in the engine's loop: only another worker's claim tells that the one before may have died over it."""
+    openai.job(prompts=3, shard_size=3)
+    with transaction(openai.database) as connection:
+        (lane,) = provider_batches.to_plan(connection, (), 1)
+        (shard,) = provider_batches.plan(connection, "bat_1", lane, 10, 1)
+        counts = []
+        for worker in ("w1", "w1", "w2"):
+            held = provider_batches.claim_due(connection, worker, -1, ())
+            assert held is not None
+            claim = provider_batches.claim_shard(connection, held, shard, worker, -1)
+            assert claim is not None
+            counts.append(claim.claims_without_progress)
+    assert counts == [1, 1, 2]
 
 
 def test_a_cancelled_job_whose_teacher_became_another_lets_its_batch_go(lite: World) -> None:
