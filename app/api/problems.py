@@ -73,6 +73,16 @@ _TITLES = {
     "database-unavailable": "The database does not answer",
 }
 
+# Kinds of what no error class stands for. Phrases of HTTP are no kinds: they differ between versions of Python.
+_HTTP_KINDS: Mapping[int, str] = {
+    400: "bad-request",
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "content-too-large",
+    415: "unsupported-media-type",
+    416: "range-not-satisfiable",
+}
+
 # Detail of our own faults stays in the log.
 _OUR_FAULT = "the service failed; its log tells more under this request id"
 
@@ -187,7 +197,7 @@ def _escaped(step: object) -> str:
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-").replace("'", "")
+    kind = _HTTP_KINDS.get(error.status_code, f"http-{error.status_code}")
     detail = error.detail
     headers = dict(error.headers or {})
     if error.status_code == 404 and detail == "Not Found":

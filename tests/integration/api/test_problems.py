@@ -140,6 +140,7 @@ def test_a_body_over_the_bound_is_refused_before_it_is_read(settings: Settings) 
         assert answer.status_code == 413, answer.text
         assert answer.headers["content-type"] == MEDIA_TYPE
         assert "1,024 bytes" in answer.json()["detail"]
+        assert answer.json()["type"] == "urn:retort:problem:content-too-large"
 
 
 def test_a_request_id_that_no_log_can_bear_is_replaced(api: TestClient) -> None:
