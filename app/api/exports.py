@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
 
 from app.api.dependencies import Reader, Reading, ResourcesDep, Writer, Writing, after_commit, note
 from app.api.once import WriterOnce, json_answer
 from app.api.paging import Cursor, Limit, Page, page_of, text_place
+from app.api.problems import MEDIA_TYPE
 from app.db.audit import Event
 from app.errors import PolicyRefusal, StorageError
 from app.services import export as exports
@@ -250,7 +252,10 @@ def _clear(storage: Storage, export_id: str) -> None:
         200: {"content": {"application/octet-stream": {}}, "description": "The file."},
         206: {"content": {"application/octet-stream": {}}, "description": "The part that `Range` asked for."},
         304: {"description": "You have it: `If-None-Match` names its ETag."},
-        416: {"description": "The file ends before that range."},
+        416: {
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "description": "The file ends before that range.",
+        },
     },
 )
 def download_file(
@@ -268,8 +273,15 @@ def download_file(
     if_none_match: Annotated[
         str | None, Header(max_length=1000, description="ETag of a file that you have.")
     ] = None,
+    if_range: Annotated[
+        str | None,
+        Header(
+            max_length=1000, description="ETag of the file that you have a part of: another one comes whole."
+        ),
+    ] = None,
 ) -> Response:
-    """The ETag is the file's SHA-256. One `Range` is honoured, so that a broken fetch can go on.
+    """The ETag is the file's SHA-256. One `Range` is honoured, so that a broken fetch can go on; with `If-Range`, in
+    the file of that ETag only: another one comes whole.
 
     ```sh
     curl -sOC - http://127.0.0.1:8321/v1/exports/$EXPORT/files/train-00000.parquet \\
@@ -286,10 +298,14 @@ def download_file(
         return Response(status_code=304, headers=headers)
     start, end = 0, file.n_bytes
     status = 200
-    if range_ is not None:
+    if range_ is not None and if_range in (None, headers["ETag"]):
         asked = _range(range_, file.n_bytes)
         if asked == "unsatisfiable":
-            return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{file.n_bytes}"})
+            raise HTTPException(
+                416,
+                f"{name} has {file.n_bytes:,} bytes and ends before that range",
+                {"Content-Range": f"bytes */{file.n_bytes}"},
+            )
         if not isinstance(asked, str):
             start, end = asked
             status = 206

@@ -88,7 +88,18 @@ def test_a_fetch_goes_on_where_it_was_cut(api: TestClient, export: dict[str, Any
     assert part(f"bytes=5-{size + 9}") == (206, whole[5:])
     for beyond in (f"bytes={size}-", "bytes=-0"):
         assert part(beyond)[0] == 416
-    assert api.get(path, headers={"Range": f"bytes={size}-"}).headers["content-range"] == f"bytes */{size}"
+    refused = api.get(path, headers={"Range": f"bytes={size}-"})
+    assert refused.headers["content-range"] == f"bytes */{size}"
+    assert refused.json()["type"] == "urn:retort:problem:range-not-satisfiable"
+    etag = api.get(path).headers["etag"]
+    for mine, status in (
+        (etag, 206),
+        ('"another"', 200),
+        (f"W/{etag}", 200),
+        ("Sun, 22 Nov 2026 00:00:00 GMT", 200),
+    ):
+        answer = api.get(path, headers={"Range": "bytes=10-", "If-Range": mine})
+        assert (answer.status_code, answer.content) == (status, whole if status == 200 else whole[10:])
     for none in (
         "bytes=",
         "bytes=-",
