@@ -3,6 +3,8 @@
 Front matter: https://huggingface.co/docs/hub/datasets-cards and its `dataset_info`.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -40,6 +42,7 @@ _HUB_LICENSES: Final = frozenset(
     )
 )
 _HUB_NAMES: Final = {"odc-by-1.0": "odc-by", "odbl-1.0": "odbl", "pddl-1.0": "pddl"}
+_NO_ID: Final = re.compile(r"[^a-z0-9.]+")
 _SIZES: Final = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -89,8 +92,9 @@ def _license(summary: Summary) -> dict[str, str]:
     known = _HUB_NAMES.get(told.lower(), told.lower())
     if known in _HUB_LICENSES:
         return {"license": known}
-    name = "part by part, see STUDENT_NOTICE.md" if told == "other" else told
-    return {"license": "other", "license_name": name, "license_link": "STUDENT_NOTICE.md"}
+    # The Hub wants an id for a name; what it stands for is in the text.
+    name = "see-student-notice" if told == "other" else _NO_ID.sub("-", told.lower()).strip("-")
+    return {"license": "other", "license_name": name}
 
 
 def _size(n_rows: int) -> str:
@@ -169,7 +173,7 @@ _DEPTH: Final = (
 
 def _opening(summary: Summary, format_: Format) -> str:
     return (
-        "Machine-made: teachers answered prompts, and [Retort](https://pypi.org/project/retort/) kept what they said, "
+        "Machine-made: teachers answered prompts, and Retort kept what they said, "
         f"with its origin. {summary.n_rows:,} rows, format `{summary.format}`: {format_.summary}"
     )
 
@@ -193,26 +197,36 @@ def _counts(title: str, counts: Mapping[str, int], most: int = 50) -> str:
 
 
 def _teachers(summary: Summary) -> str:
-    by_name = summary.counts.get("teacher", {})
-    rows: dict[str, tuple[str, ...]] = {}
+    """A line for each thing that a teacher was: what was told of it may have changed between two jobs."""
+    found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for job in summary.jobs:
         for teacher in _dicts(job.get("teachers")):
-            name = str(teacher["name"])
-            rows[name] = (
-                name,
+            told = (
+                str(teacher["name"]),
                 str(teacher["model"]),
                 str(teacher.get("revision") or "not told"),
                 str(teacher["access_route"]),
                 str(teacher.get("license") or "not told"),
                 str(teacher.get("terms") or "by model and route"),
                 str(teacher.get("generation_depth", 0)),
-                f"{by_name.get(name, 0):,}",
             )
+            found.setdefault(told, []).append(job)
+    named = Counter(told[0] for told in found)
     table = _table(
         ("teacher", "model", "revision", "route", "licence", "terms", "generation depth", "rows"),
-        [rows[name] for name in sorted(rows)],
+        [(*told, _rows_of(summary, told[0], found[told], named[told[0]])) for told in sorted(found)],
     )
     return f"{table}\n\n{_DEPTH}"
+
+
+def _rows_of(summary: Summary, teacher: str, jobs: Sequence[Mapping[str, Any]], lines: int) -> str:
+    """How many rows a teacher made in these jobs, of the `lines` that it has in the table."""
+    if lines == 1:
+        return f"{summary.counts.get('teacher', {}).get(teacher, 0):,}"
+    if any(len(_dicts(job.get("teachers"))) > 1 for job in jobs):
+        return "not counted apart"
+    by_job = summary.counts.get("job", {})
+    return f"{sum(by_job.get(str(job['id']), 0) for job in jobs):,}"
 
 
 def _jobs(summary: Summary) -> Iterable[str]:

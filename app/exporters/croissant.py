@@ -84,7 +84,7 @@ def described(summary: Summary) -> dict[str, Any]:
         "version": "1.0.0",
         "keywords": ["synthetic", "distillation", "language model"],
         "creator": {"@type": "sc:Organization", "name": "The operator of a Retort service"},
-        "url": "https://pypi.org/project/retort/",
+        "url": "README.md",  # beside it, wherever the folder lies
         "isLiveDataset": False,
         "digitalSourceType": _COMPOSITE if summary.counts.get("prompt_source") else _MACHINE,
         **({"temporalCoverage": f"{days[0]}/{days[-1]}", "datePublished": days[-1]} if days else {}),

@@ -34,7 +34,9 @@ def push_export(folder: Path, repository: str, token: str, private: bool, revisi
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError as error:
-        raise Unsupported("pushing needs the extra `hub`: pip install 'retort[hub]'") from error
+        raise Unsupported(
+            "pushing needs the extra `hub`: pip install '.[hub]' in Retort's checkout"
+        ) from error
     api = HfApi(token=token, library_name="retort", library_version=str(manifest["code_version"]))
     try:
         url = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)

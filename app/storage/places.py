@@ -102,7 +102,8 @@ def open_storage(url: str) -> Storage:
             from app.storage.buckets import Bucket
         except ModuleNotFoundError as error:
             raise StorageError(
-                f"storage at {url!r} needs the extra `s3`: pip install 'retort[s3]' ({error.name} is missing)"
+                f"storage at {url!r} needs the extra `s3`: pip install '.[s3]' in Retort's checkout "
+                f"({error.name} is missing)"
             ) from error
         bucket, _, prefix = rest.partition("/")
         return Bucket(bucket, prefix.strip("/"))
