@@ -39,7 +39,7 @@ from app.services.export.grouping import Portions
 from app.services.export.judging import Sieve, by_part, verdict
 from app.services.export.reading import START, Page, Place, Source
 from app.services.export.spec import FileSize, Layout, Selection
-from app.services.export.writing import OpenFile
+from app.services.export.writing import OpenFile, pages_kept
 from app.services.policy import Judge, keep, keep_refusal
 from app.storage.places import Storage
 
@@ -84,7 +84,7 @@ def run_next(
         _clear(database, storage, claim.export_id)
         return True
     try:
-        with _Lease(database, claim, lease_seconds, stopped) as lease:
+        with pages_kept(), _Lease(database, claim, lease_seconds, stopped) as lease:
             _Attempt(database, storage, claim, lease, rules or PolicyRules(), signing_key).write()
     except _Gone:
         # Cancelled or deleted: the folder goes. Another worker's: not one row is ours any more, and nothing happens.
