@@ -294,7 +294,7 @@ class Replicas:
             return replica.out(LaneDown("internal", f"teacher {name!r} cannot be opened: {error}"))
         if not found.reachable:
             why = "; ".join(found.problems) or "unreachable"
-            return replica.out(LaneDown("teacher-unavailable", f"teacher {name!r}: {why}"))
+            return replica.out(LaneDown("teacher-unavailable", why))
         if replica.down is not None:
             log.info("%s is back", replica.name)
         replica.capabilities, replica.down, replica.failures = found, None, 0

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,17 @@ def test_rows_that_do_not_parse_are_told_and_the_rest_goes_in(retort: Retort, pr
     errors = retort("prompt-sets", "errors", sent.json["prompt_set"], "--json").json
     assert [row["line"] for row in errors] == [4, 5, 6]
     assert "not json" in retort("prompt-sets", "errors", sent.json["prompt_set"]).out
+
+
+def test_a_job_names_the_teacher_that_it_waits_for_once(retort: Retort, prompts: Path) -> None:
+    words = ("--driver", "openai", "--model", "scripted", "--license", "Apache-2.0")
+    assert retort("teachers", "add", "gone", *words, "--base-url", "http://127.0.0.1:9/v1").code == 1
+    job = retort("submit", prompts, "--teacher", "gone").out.strip()
+    end = time.monotonic() + 60
+    while (found := retort("jobs", "show", job, "--json").json)["status"] != "parked":
+        assert time.monotonic() < end, found
+    assert found["waits_for"].startswith("teacher 'gone': the teacher cannot be reached (")
+    assert retort("jobs", "cancel", job).code == 0
 
 
 def test_strict_takes_all_or_nothing(retort: Retort, prompts: Path) -> None:
