@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from app.services.export.reading import START
-from app.services.export.writing import OpenFile
+from app.services.export.writing import OpenFile, pages_kept
 from app.storage.places import LocalFolder
 from tests.unit.exporters.batches import batch, opened, row
 
@@ -68,3 +68,19 @@ def test_what_the_thread_meets_is_told_to_the_next_call(
         call(file)
     file.abandon()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wanted", [None, "mimalloc"])
+def test_arrow_takes_its_memory_where_it_is_kept_unless_told_otherwise(
+    wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pa.default_memory_pool()
+    monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("ARROW_DEFAULT_MEMORY_POOL", wanted)
+    pa.set_memory_pool(pa.mimalloc_memory_pool())
+    try:
+        with pages_kept():
+            assert pa.default_memory_pool().backend_name == (wanted or "system")
+    finally:
+        pa.set_memory_pool(before)
