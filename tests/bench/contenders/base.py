@@ -10,6 +10,7 @@ from tests.bench.null_teacher import Shape
 from tests.bench.process_tree import Used
 
 _cores = sorted(os.sched_getaffinity(0))
+ALL_CORES = set(_cores)
 TEACHER_CORE, CORE = ({_cores[0]}, {_cores[1]}) if len(_cores) > 1 else (None, None)
 """Where teachers and the harness run, and where contenders do; None: anywhere, for there is one core."""
 
