@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, delete, update
 
 from app.db.models import Completion, PromptRow
+from app.db.policy_models import PromptPart
 from app.db.session import transaction
 from app.errors import InvalidInput, NotFound
 from app.storage.places import Storage
@@ -93,6 +94,7 @@ def test_filters(engine: Engine, storage: Storage, job: Rows) -> None:
             update(Completion).where(Completion.prompt_number == 5).values(prompt_license="MIT")
         )
         connection.execute(update(PromptRow).where(PromptRow.number == 5).values(license="MIT"))
+        connection.execute(delete(PromptPart))  # counted anew, with the MIT prompt
     everything = lines(engine, storage, made(engine, storage, format="jsonl"))
     for selection, kept in FILTERS:
         view = made(engine, storage, format="jsonl", selection={"jobs": ["job_1"], **selection})
