@@ -50,7 +50,9 @@ def test_portions_are_in_the_file_in_their_order(tmp_path: Path) -> None:
         file.write(portion(first, 10))
     assert (file.n_taken, file.place) == (50, ("job_1", 0, 49, 0, 0))
     file.settle()
-    written = file.close()
+    file.close()
+    written = file.written()
+    assert file.closed
     lines = (tmp_path / "train.jsonl").read_bytes()
     assert written.n_bytes == len(lines) == file.n_bytes
     assert lines.count(b"\n") == file.shard.n_rows == 50
@@ -58,7 +60,12 @@ def test_portions_are_in_the_file_in_their_order(tmp_path: Path) -> None:
     assert sum(member["n_rows"] for member in file.members.rows()) == 50
 
 
-@pytest.mark.parametrize("call", [OpenFile.settle, OpenFile.close, lambda file: file.write(portion(10, 2))])
+def closed(file: OpenFile) -> None:
+    file.close()
+    file.written()
+
+
+@pytest.mark.parametrize("call", [OpenFile.settle, closed, lambda file: file.write(portion(10, 2))])
 def test_what_the_thread_meets_is_told_to_the_next_call(
     tmp_path: Path, call: Callable[[OpenFile], object]
 ) -> None:
@@ -66,6 +73,14 @@ def test_what_the_thread_meets_is_told_to_the_next_call(
     file.write(portion(0, 10))
     with pytest.raises(OSError, match="no space left"):
         call(file)
+    file.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_closed_is_given_up_without_a_trace_of_it_where_closing_fails(tmp_path: Path) -> None:
+    file = a_file(tmp_path, full)
+    file.write(portion(0, 10))
+    file.close()
     file.abandon()
     assert list(tmp_path.iterdir()) == []
 

@@ -94,12 +94,13 @@ class Prompts:
         role = pa.concat_arrays([pa.array(self._role, pa.string()), pa.array(["assistant"]).take(_zeros(n))])
         columns = {"role": role, "content": self._joined(self._content, answers["content"])}
         for name in _RARE:
-            asked: list[str | None] | pa.Array = pa.nulls(len(self._role), pa.string())
-            if self._rare:
-                asked = [None] * len(self._role)
-                for place, turn in self._rare.items():
-                    asked[place] = turn.get(name)
-            columns[name] = self._joined(asked, answers.get(name, pa.nulls(n, pa.string())))
+            told = answers.get(name)
+            if not self._rare and (told is None or told.null_count == n):
+                continue  # nobody says anything there
+            asked: list[str | None] = [None] * len(self._role)
+            for place, turn in self._rare.items():
+                asked[place] = turn.get(name)
+            columns[name] = self._joined(asked, pa.nulls(n, pa.string()) if told is None else told)
         at = np.array(self.of_row, np.int64)
         turns = np.array(self._turns, np.int64)
         counts, starts = turns[at], lists.offsets_of(turns)[:-1][at]
@@ -107,13 +108,14 @@ class Prompts:
         order = pa.array(
             lists.joined(lists.positions(starts, counts), counts, len(self._role) + np.arange(n), ones)
         )
-        fields = [columns[MESSAGE.field(i).name].take(order) for i in range(MESSAGE.num_fields)]
+        empty = pa.nulls(len(order), pa.string())
+        fields = [columns[one.name].take(order) if one.name in columns else empty for one in MESSAGE]
         return lists.list_column(
             pa.StructArray.from_arrays(fields, fields=list(MESSAGE)), counts + ones, MESSAGES
         )
 
     @staticmethod
-    def _joined(asked: list[str | None] | pa.Array, answers: pa.Array) -> pa.Array:
+    def _joined(asked: list[str | None], answers: pa.Array) -> pa.Array:
         return pa.concat_arrays([pa.array(asked, pa.string()), answers])
 
 

@@ -26,7 +26,7 @@ from app.services.export.tokens import Tokens, token_sizes
 from app.storage.places import Storage
 
 _PAGE_BYTES = 16 * 1024 * 1024
-_PAGE_ROWS = 4096
+_PAGE_ROWS = 8192
 
 # (job, position of the stage, prompt number, teacher, sample index): tuples compare as rows follow one another.
 Place = tuple[str, int, int, int, int]

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -226,6 +227,7 @@ class _Attempt:
         self._exporter: Exporter = exporter(self._export.format, self._export.options)
         self._exporter.check([binding for job in self._jobs for binding in job.bindings()])
         self._open: dict[str, OpenFile] = {}
+        self._closing: dict[str, OpenFile] = {}
         self._portions = {split: Portions(self._size.rows) for split in SPLITS}
         self._began = time.monotonic()
         self._n_seen = 0
@@ -257,9 +259,14 @@ class _Attempt:
                 self._begin(SPLITS[0])  # no rows are a file without rows
             for split in list(self._open):
                 self._finish(split)
+            for split in list(self._closing):
+                self._keep_file(split)
         finally:
-            for file in self._open.values():
+            for file in (*self._open.values(), *self._closing.values()):
                 file.abandon()
+            for file in self._closing.values():  # whole, perhaps, and told to nobody
+                with suppress(StorageError):
+                    self._storage.delete(f"{self._folder}/{file.name}")
         self._complete()
 
     def _places(self) -> dict[str, Place]:
@@ -274,6 +281,8 @@ class _Attempt:
 
     def _take(self, page: Page) -> None:
         self._lease.check()
+        for split in [split for split, file in self._closing.items() if file.closed]:
+            self._keep_file(split)
         self._n_seen += page.seen
         if self._layout.split.trivial:
             parts = [(SPLITS[0], page.table, page.sizes)] if page.table.num_rows else []
@@ -308,6 +317,8 @@ class _Attempt:
             self._finish(split)
 
     def _begin(self, split: str) -> OpenFile:
+        if split in self._closing:
+            self._keep_file(split)
         number = sum(file.split == split for file in self._finished)
         name = f"{split}-{number:05d}{self._exporter.suffix}"
         new = self._storage.new_file(f"{self._folder}/{name}")
@@ -315,11 +326,16 @@ class _Attempt:
         return self._open[split]
 
     def _finish(self, split: str) -> None:
-        """The file is whole: synced first, its row committed then."""
-        file = self._open[split]
-        written = file.close()
-        del self._open[split]
+        """The file has its rows. While it is encoded and synced, the next one's are read."""
+        file = self._closing[split] = self._open.pop(split)
+        file.close()
         self._portions[split].new_file()
+
+    def _keep_file(self, split: str) -> None:
+        """The file is whole: synced first, its row committed then."""
+        file = self._closing[split]
+        written = file.written()
+        del self._closing[split]
         counts: dict[str, Any] = {**in_order(file.counts), "dropped": dict(file.shard.dropped)}
         made = FinishedFile(
             name=file.name,
@@ -340,9 +356,10 @@ class _Attempt:
 
     def _show(self) -> None:
         n_rows = sum(file.n_rows or 0 for file in self._finished)
-        n_rows += sum(file.shard.n_rows for file in self._open.values())
+        under_way = [*self._open.values(), *self._closing.values()]
+        n_rows += sum(file.shard.n_rows for file in under_way)
         n_bytes = sum(file.n_bytes for file in self._finished)
-        n_bytes += sum(file.n_bytes for file in self._open.values())
+        n_bytes += sum(file.n_bytes for file in under_way)
         rate = self._n_seen / max(0.001, time.monotonic() - self._began)
         self._lease.progress = Progress(n_rows, self._n_seen, n_bytes, rate)
 

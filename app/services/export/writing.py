@@ -54,6 +54,7 @@ class OpenFile:
         self._sieve = sieve
         self._thread = ThreadPoolExecutor(1, "export-file")
         self._under_way: Future[None] | None = None
+        self._closing: Future[Written] | None = None
 
     def write(self, portion: pa.Table) -> None:
         """Begin to write these rows. Raises what writing the ones before raised."""
@@ -80,15 +81,32 @@ class OpenFile:
             under_way.result()
         self.n_bytes = self._new.file.tell()
 
-    def close(self) -> Written:
-        """The file is whole and durable."""
-        self.settle()
-        self._thread.shutdown()
+    def close(self) -> None:
+        """Begin to make the file whole and durable, behind what is being written."""
+        before, self._under_way = self._under_way, None
+        self._closing = self._thread.submit(self._close, before)
+        self._thread.shutdown(wait=False)
+
+    def _close(self, before: Future[None] | None) -> Written:
+        if before is not None:
+            before.result()  # the same thread has done it
         self.shard.close()
-        return self._new.finish()
+        written = self._new.finish()
+        self.n_bytes = written.n_bytes
+        return written
+
+    @property
+    def closed(self) -> bool:
+        """Whether `written` would not wait."""
+        return self._closing is not None and self._closing.done()
+
+    def written(self) -> Written:
+        """What the closed file is. Raises what writing it raised."""
+        assert self._closing is not None
+        return self._closing.result()
 
     def abandon(self) -> None:
         with suppress(Exception):  # what is told is why the file is given up
-            self.settle()
+            self.settle() if self._closing is None else self.written()
         self._thread.shutdown()
         self._new.abandon()
