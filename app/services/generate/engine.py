@@ -183,8 +183,7 @@ class GenerationEngine:
             for run in lane.runs:
                 run.forget()
         await until(lambda: not held.calls and not held.finishing and not held.beginning, patience)
-        for task in list(held.calls):
-            task.cancel()
+        held.abort_all()
         await until(lambda: not held.calls)
         try:
             async with asyncio.timeout(max(2.0, patience - time.monotonic())):

@@ -1,6 +1,7 @@
 """What this worker holds: lanes, shards under lease, calls in flight. Belongs to the event loop; nothing here waits."""
 
 import asyncio
+from collections.abc import Iterable
 
 from app.db.shards import Claim, Lease
 from app.services.generate.gates import LaneGate
@@ -34,9 +35,7 @@ class Holdings:
         """Abort the shard's calls and forget what it still has to do; nothing more of it is written."""
         run.lost = True
         run.forget()
-        for task, unit in list(self.calls.items()):
-            if unit.run is run:
-                task.cancel()
+        self._cancel(task for task, unit in self.calls.items() if unit.run is run)
         lane = self.lanes.get(run.key)
         if lane is not None and run in lane.runs:
             lane.runs.remove(run)
@@ -44,9 +43,18 @@ class Holdings:
 
     def abort(self, lane: LaneState) -> None:
         """Cancel the lane's calls; their units stay to be made."""
-        for task, unit in list(self.calls.items()):
-            if unit.run.key == lane.key:
-                task.cancel()
+        self._cancel(task for task, unit in self.calls.items() if unit.run.key == lane.key)
+
+    def abort_all(self) -> None:
+        """Cancel every call."""
+        self._cancel(self.calls)
+
+    @staticmethod
+    def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+        """Behind their first steps: a task that has not begun would end without giving back what it was counted for."""
+        loop = asyncio.get_running_loop()
+        for task in tasks:
+            loop.call_soon(task.cancel)
 
     def retire(self, lane: LaneState) -> None:
         """Forget a lane without work, so that the next claim looks at teacher and job anew."""
