@@ -44,9 +44,9 @@ test-heavy: $(HEAVY:%=test-%) ## the heavy suites one after the other, each in a
 $(HEAVY:%=test-%): test-%: env-test
 	@scripts/suite.sh $*
 
-faults: env-test ## kill, restart, cut off, fill up, with 10,000 prompts each: over an hour; makes the table of docs/reliability.md
+faults: env-test ## kill, restart, cut off, fill up, with 10,000 prompts each: half an hour; makes the table of docs/reliability.md
 	rm -f docs/faults.jsonl
-	RETORT_FAULTS=full RETORT_FAULTS_REPORT=docs/faults.jsonl $(PYTEST) -m faults
+	RETORT_FAULTS=full RETORT_FAULTS_REPORT=docs/faults.jsonl $(PYTEST) -n $(TEST_PROCESSES) --dist worksteal -m faults
 	$(RUN) -m tests.faults.report docs/faults.jsonl docs/reliability.md
 
 test-smoke: env-test ## a few tests of every kind, in a minute or so

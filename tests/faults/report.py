@@ -29,7 +29,8 @@ def table(record: str) -> str:
     head = "| fault | database | broker | samples | completed | failed rows | lost | doubled | at risk | made again |\n"
     head += "|---|---|---|---:|---:|---:|---:|---:|---:|---:|\n"
     body = ""
-    runs = [json.loads(line) for line in record.splitlines()]
+    runs = [json.loads(line) for line in record.splitlines()]  # of tests in several processes
+    runs.sort(key=lambda run: (run["database"] != "sqlite", run["broker"] != "valkey"))
     order = list(dict.fromkeys(run["fault"] for run in runs))
     for run in sorted(runs, key=lambda run: order.index(run["fault"])):
         risk = "–" if run["at_risk"] is None else f"{run['at_risk']:,}"
