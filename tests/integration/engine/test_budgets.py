@@ -151,7 +151,7 @@ def test_time_runs_out_and_more_is_given(engine: Engine, storage: Storage, serve
     with running(engine, storage, opened):
         until(lambda: parked(engine, job))
         n_made = made_of(engine, job)[0]
-        assert 0 < n_made < 400
+        assert n_made < 400  # on a busy machine none may have come in time
         assert "time" in job_row(engine, job).status_reason
         server.change(delay=0.0)
         with transaction(engine) as connection:
