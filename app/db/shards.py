@@ -229,16 +229,14 @@ _HELD = (
     .with_for_update(key_share=True)
 )
 
-_EXTEND = (
-    update(Shard)
-    .where(
-        Shard.id == bindparam("shard"),
-        Shard.epoch == bindparam("fence"),
-        Shard.owner == bindparam("holder"),
-        Shard.status == ShardStatus.LEASED,
-    )
-    .values(lease_until=db_now() + bindparam("lease"))
+_OURS = and_(
+    Shard.id == bindparam("shard"),
+    Shard.epoch == bindparam("fence"),
+    Shard.owner == bindparam("holder"),
+    Shard.status == ShardStatus.LEASED,
 )
+
+_EXTEND = update(Shard).where(_OURS).values(lease_until=db_now() + bindparam("lease"))
 
 
 def extend(connection: Connection, owner: str, leases: Iterable[Lease], lease_seconds: float) -> set[Lease]:
@@ -337,10 +335,7 @@ def finish(connection: Connection, owner: str, shard_id: int, epoch: int, segmen
 _FINISH = (
     update(Shard)
     .where(
-        Shard.id == bindparam("shard"),
-        Shard.epoch == bindparam("fence"),
-        Shard.owner == bindparam("holder"),
-        Shard.status == ShardStatus.LEASED,
+        _OURS,
         Shard.n_completed + Shard.n_failed == Shard.n_expected,
     )
     .values(
