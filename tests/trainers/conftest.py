@@ -44,7 +44,7 @@ def in_environment(script: str, *arguments: str | Path) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, f"{script} {arguments}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
