@@ -94,10 +94,4 @@ GOALS = (
             "100,000 rows, 64 tokens, k = 20",
         )
     ),
-    Goal(
-        "export's speed, by a bare pyarrow writer's",
-        *("life", "export to Parquet, k = 20", "retort", "rows_per_second", 0.6),
-        at_most=False,
-        against="pyarrow",
-    ),
 )
