@@ -155,23 +155,34 @@ class LatencyLimit:
     limit holds something back. Elasticity of throughput is what decides: its relative change ÷ the limit's. Steps are
     twofold until one brings next to nothing, then a quarter. A limit that rests is tried upwards once in a while, and
     downwards where its latency has grown.
+
+    Where answers come at once, whatever waits there waits for no time that matters, and it is we who are slow: more in
+    flight then lets us take up many answers at a time, and the limit grows by a ninth. (A delay that is small enough is
+    no congestion: CoDel, RFC 8289. By no more, so that the limit goes on to be what holds us back, and is judged.)
+    Where that is over, nothing is known of the server yet, and it all begins anew.
     """
 
     STEP, WORTH, KEEP = 1.25, 0.5, 0.2  # elasticities: worth going on for, worth keeping
+    AT_ONCE = 0.05  # seconds per answer; over at twice that
     REST = 10  # epochs between trials
 
     def __init__(self, start: float = 4.0) -> None:
-        self._limit = start
+        self._start = start
+        self._cut_at = -math.inf
+        self._anew()
+        # The present epoch: since when, answers to pass over until queues have their length, and what came after.
+        self._began, self._skip = -math.inf, 0.0
+        self._answers, self._seconds, self._work = 0, 0.0, 0
+
+    def _anew(self) -> None:
+        self._limit = self._start
+        self._at_once = False
         self._factor = 2.0
         self._up = True
         self._climbed = False  # some step up was worth it
         self._before: tuple[float, float] | None = None  # (limit, seconds per token) to compare with
         self._resting = 0
         self._usual: float | None = None  # seconds per token where it came to rest
-        self._cut_at = -math.inf
-        # The present epoch: since when, answers to pass over until queues have their length, and what came after.
-        self._began, self._skip = -math.inf, 0.0
-        self._answers, self._seconds, self._work = 0, 0.0, 0
 
     @property
     def limit(self) -> float:
@@ -189,7 +200,8 @@ class LatencyLimit:
         self._seconds += (now - asked_at) * weight
         self._work += max(tokens, weight)
         if self._answers >= max(16, self._limit):
-            self._judge(self._seconds / self._work)
+            if not self._comes_at_once(self._seconds / self._answers, in_flight):
+                self._judge(self._seconds / self._work)
             self._begin(now)
 
     def refused(self, now: float, asked_at: float, in_flight: int) -> None:
@@ -197,6 +209,16 @@ class LatencyLimit:
             self._rest(max(1.0, min(self._limit, in_flight) / 2), None)
             self._cut_at = now
             self._begin(now)
+
+    def _comes_at_once(self, seconds: float, in_flight: int) -> bool:
+        """`seconds`: per answer. True: there is nothing to judge."""
+        at_once = self._at_once
+        if seconds <= self.AT_ONCE:
+            self._rest(max(self._limit, in_flight + 1, in_flight / _BINDING), None)
+            self._at_once = at_once = True
+        elif at_once and seconds > 2 * self.AT_ONCE:
+            self._anew()
+        return at_once
 
     def _judge(self, seconds: float) -> None:
         if self._before is None:

@@ -3,6 +3,7 @@
 Every property is also tried on a controller that is broken in one place, which it must find.
 """
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 
@@ -108,6 +109,49 @@ def check_silent(make: Make, model: EngineModel, seed: int) -> None:
     assert throughput(steady) >= 0.8 * best(model, seed), (
         f"{throughput(steady) / best(model, seed):.2f} of it"
     )
+
+
+@settings(deadline=None, derandomize=True, max_examples=12)
+@given(
+    slots=st.integers(1, 32),
+    seconds=st.floats(0.2, 5),
+    ours=st.floats(0.00005, 0.0003),
+    most=st.integers(2, 150),
+)
+def test_latency_lets_as_much_go_as_is_answered_at_once(
+    slots: int, seconds: float, ours: float, most: int
+) -> None:
+    check_at_once(LatencyLimit, slots, seconds, ours, most)
+
+
+def check_at_once(make: Make, slots: int, seconds: float, ours: float, most: int) -> None:
+    """Where only the client takes time nothing holds it back; when the server gets slow, the limit comes down again."""
+    loop = ClosedLoop(make(), most)
+    loop.run(4000, slots=200, seconds=0.001, ours=ours)
+    assert loop.controller.limit >= most, f"{loop.controller.limit:.0f} of {most}"
+    loop.run(4000, slots, seconds, ours)
+    let_go = min(loop.controller.limit, most)
+    assert let_go <= max(2.5 * slots, 16), f"{let_go:.0f} where {slots} fit"
+
+
+class ClosedLoop:
+    """A client that keeps at most `most` calls under way, and takes its time for each answer, one after the other."""
+
+    def __init__(self, controller: Controller, most: int) -> None:
+        self.controller, self.most = controller, most
+        self.now = 0.0
+        self.under_way: list[tuple[float, float]] = []  # (answered at, asked at), a heap
+
+    def run(self, answers: int, slots: int, seconds: float, ours: float) -> None:
+        free = [self.now] * slots  # when each slot of the server is free, a heap
+        for _ in range(answers):
+            while len(self.under_way) < min(int(self.controller.limit), self.most):
+                start = max(self.now, heapq.heappop(free))
+                heapq.heappush(free, start + seconds)
+                heapq.heappush(self.under_way, (start + seconds, self.now))
+            answered_at, asked_at = heapq.heappop(self.under_way)
+            self.now = max(self.now, answered_at) + ours
+            self.controller.answered(self.now, asked_at, 1, 64, len(self.under_way) + 1)
 
 
 def throughput(trace: Trace) -> float:
@@ -217,6 +261,19 @@ class Climbs(LatencyLimit):
     WORTH = KEEP = -10.0
 
 
+class HoldsBack(LatencyLimit):
+    """Lets no more go where the client is what is slow."""
+
+    AT_ONCE = 0.0
+
+
+class LetsAllGo(LatencyLimit):
+    """Grows to where its limit holds nothing back, so that it is never judged again."""
+
+    def _comes_at_once(self, seconds: float, in_flight: int) -> bool:
+        return super()._comes_at_once(seconds, 2 * in_flight)
+
+
 class CutsForEach(ThrottleLimit):
     """Every refusal cuts, also those of calls that were under way together."""
 
@@ -238,6 +295,8 @@ MODEL = EngineModel(slots=48, tokens=48, spread=0.3)
         lambda: check_memory(lambda: Fixed(10), 3000, 1, 1),
         lambda: check_silent(Climbs, MODEL, 1),
         lambda: check_silent(lambda: Fixed(16), MODEL, 1),
+        lambda: check_at_once(HoldsBack, 4, 1.0, 0.0002, 128),
+        lambda: check_at_once(LetsAllGo, 4, 1.0, 0.0002, 128),
         lambda: check_throttled(CutsForEach, 100, 2),
         lambda: check_throttled(lambda: Fixed(120), 50, 1),
     ],
@@ -250,6 +309,8 @@ MODEL = EngineModel(slots=48, tokens=48, spread=0.3)
         "starves-memory",
         "climbs-for-nothing",
         "stops-too-soon",
+        "holds-back",
+        "lets-all-go",
         "cuts-for-each-refusal",
         "does-not-listen",
     ],
