@@ -31,7 +31,7 @@ class Sizes:
 
 
 NORMAL = Sizes(
-    rows={SHAPES[0]: 20_000, SHAPES[1]: 1000, SHAPES[2]: 5000, SHAPES[3]: 200},
+    rows={SHAPES[0]: 20_000, SHAPES[1]: 2000, SHAPES[2]: 20_000, SHAPES[3]: 400},
     slow_rows={SHAPES[0]: 2000, SHAPES[1]: 300, SHAPES[2]: 1000, SHAPES[3]: 40},
     scale=(1_000, 10_000, 100_000),
     slots=64,

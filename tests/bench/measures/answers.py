@@ -12,9 +12,9 @@ TITLE = "Answers of an instant teacher"
 
 def run(stage: Stage, repeat: int) -> Iterator[Reading]:
     for shape in stage.sizes.rows:
-        for contender in stage.contenders():
-            if not contender.reads_answers_only:
-                continue
+        taking_part = [one for one in stage.contenders() if one.reads_answers_only]
+        # Every other time backwards: what drifts in a machine then pulls a ratio up as often as down.
+        for contender in taking_part if repeat % 2 == 0 else reversed(taking_part):
             slow = contender.most_rows is not None or contender.name == "httpx"
             rows = (stage.sizes.slow_rows if slow else stage.sizes.rows)[shape]
             outcome, traffic = stage.answer(contender, shape, rows)
