@@ -51,7 +51,11 @@ class SamplingParameters(SamplingOverrides):
 
     def asked(self) -> dict[str, Any]:
         """The fields that are set, JSON-ready."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self
+            if value is not None
+        }
 
 
 class Elicitation(BaseModel):

@@ -11,6 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, cast
 from urllib.parse import quote, urlsplit
 
@@ -72,18 +73,23 @@ class Connections:
         self._idle: deque[_Connection] = deque()  # the longest idle first
         self._open: set[_Connection] = set()
 
-    async def send(self, method: str, path: str, body: bytes | None) -> Answer:
-        """Whoever cancels hangs up, so that the engine stops working for nobody.
+    async def send(self, method: str, path: str, body: bytes | None, seconds: float | None = None) -> Answer:
+        """`seconds`: within which the whole answer must have come. Whoever cancels hangs up, so that the engine stops
+        working for nobody.
 
         Raises `TeacherUnavailable` where nobody takes the connection, `MalformedAnswer` for what is no HTTP or too
-        long, `TransientTeacherError` where the connection ends before the answer, `Unsupported` for a forbidden
-        address.
+        long, `TransientTeacherError` where the connection ends before the answer, `TimeoutError`, `Unsupported` for a
+        forbidden address.
         """
+        until = None if seconds is None else asyncio.get_running_loop().time() + seconds
         length = b"" if body is None else b"Content-Length: %d\r\n" % len(body)
         head = f"{method} {self._path}{path} HTTP/1.1\r\n".encode() + self._fields + length + b"\r\n"
-        connection = self._take() or await self._connect()
+        connection = self._take()
+        if connection is None:
+            async with asyncio.timeout_at(until):
+                connection = await self._connect()
         try:
-            answer = await connection.exchange(head if body is None else head + body)
+            answer = await connection.exchange(head if body is None else head + body, until)
         except BaseException:
             connection.abort()
             raise
@@ -162,12 +168,16 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._waiting: asyncio.Future[Answer] | None = None
         self._answered_at = 0.0
+        self._late: asyncio.TimerHandle | None = None
         self.reusable = False
 
-    def exchange(self, request: bytes) -> "asyncio.Future[Answer]":
+    def exchange(self, request: bytes, until: float | None) -> "asyncio.Future[Answer]":
+        """`until`: when, by the loop's clock, `TimeoutError` is the answer. A timer of its own: `asyncio.timeout`,
+        which can interrupt anything, costs four times that."""
         assert self._transport is not None
         self._loop = asyncio.get_running_loop()
         self._waiting = self._loop.create_future()
+        self._late = None if until is None else self._loop.call_at(until, self._fail, TimeoutError())
         self._parser = HttpResponseParser(self)
         self._headers: dict[str, str] = {}
         self._parts: list[bytes] = []
@@ -186,6 +196,7 @@ class _Connection(asyncio.BufferedProtocol):
         return not self._transport.is_closing() and self._loop.time() - self._answered_at < idle_seconds
 
     def abort(self) -> None:
+        self._in_time()
         if self._transport is not None:
             self._transport.abort()
 
@@ -231,7 +242,7 @@ class _Connection(asyncio.BufferedProtocol):
         if self._header_bytes > _MOST_HEADERS:
             self._fail(MalformedAnswer(f"the answer's headers are longer than {_MOST_HEADERS >> 10} KiB"))
         else:
-            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+            self._headers[_lower(name)] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         length = self._headers.get("content-length")
@@ -255,16 +266,28 @@ class _Connection(asyncio.BufferedProtocol):
         self._answer()
 
     def _answer(self) -> None:
+        self._in_time()
         self._complete, self._answered_at = True, self._loop.time()
         if self._waiting is not None and not self._waiting.done():
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._waiting.set_result(Answer(self._parser.get_status_code(), self._headers, body))
         self._headers, self._parts = {}, []
 
-    def _fail(self, error: TeacherError) -> None:
+    def _fail(self, error: TeacherError | TimeoutError) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(error)
         self.abort()
+
+    def _in_time(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+@lru_cache(256)
+def _lower(name: bytes) -> str:
+    """A header's name. Servers repeat the same few."""
+    return name.decode("latin-1").lower()
 
 
 def _too_long(most: int) -> MalformedAnswer:

@@ -78,8 +78,7 @@ class LocalTransport:
 
     async def _send(self, method: str, path: str, body: bytes | None, deadline: float) -> Reply:
         try:
-            async with asyncio.timeout(_seconds(deadline)):
-                answer = await self._connections.send(method, path, body)
+            answer = await self._connections.send(method, path, body, _seconds(deadline))
         except TimeoutError as error:
             raise _late(deadline, error) from error
         return Reply(answer.status, answer.headers, _without(self._secrets, answer.body))

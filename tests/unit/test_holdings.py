@@ -13,6 +13,12 @@ RUN: Any = SimpleNamespace(key=("job_1", 0), lost=False, forget=lambda: None)
 LANE: Any = SimpleNamespace(key=("job_1", 0), runs=[RUN])
 
 
+class Call:
+    """What stands for a unit."""
+
+    run = RUN
+
+
 @pytest.mark.parametrize(
     "aborted",
     [lambda held: held.drop(RUN), lambda held: held.abort(LANE), lambda held: held.abort_all()],
@@ -33,8 +39,8 @@ async def _aborted_at_once(aborted: Callable[[Holdings], None]) -> None:
     begun = asyncio.create_task(call())
     await asyncio.sleep(0)
     fresh = asyncio.create_task(call())
-    unit: Any = SimpleNamespace(run=RUN)
-    held.calls, held.in_flight = {begun: unit, fresh: unit}, 2
+    units: Any = {Call(): begun, Call(): fresh}
+    held.calls, held.in_flight = units, 2
     aborted(held)  # in the same turn of the loop that made the second call
     done, _ = await asyncio.wait([begun, fresh], timeout=5)
     assert [task.cancelled() for task in done] == [True, True]

@@ -40,6 +40,10 @@ class Cap:
             return math.inf
         return max(0, self.share - self.in_flight) if now < self.until else 0
 
+    def takes(self, weight: int, now: float) -> bool:
+        """A group of siblings that is larger than the share goes when nothing else is in flight."""
+        return self.most is None or self.room(now) >= min(weight, self.share or 1)
+
 
 @dataclass(slots=True, eq=False)
 class TeacherGate:
@@ -120,7 +124,7 @@ class LaneGate:
         now, weight = time.monotonic(), len(unit.sample_indices)
         if now < self.teacher.held_until:
             return None
-        if not all(cap.room(now) >= min(weight, cap.share or 1) for cap in (self.teacher.cap, self.job)):
+        if not (self.teacher.cap.takes(weight, now) and self.job.takes(weight, now)):
             return None
         able = [r for r in self.teacher.replicas if r.takes(weight, now) and self.fits(r)]
         if not able:

@@ -12,7 +12,7 @@ from app.services.generate.work import ShardRun, Unit
 class Holdings:
     def __init__(self) -> None:
         self.lanes: dict[LaneKey, LaneState] = {}
-        self.calls: dict[asyncio.Task[None], Unit] = {}
+        self.calls: dict[Unit, asyncio.Task[None]] = {}
         self.beginning: dict[Lease, Claim] = {}  # claimed, not worked on yet
         self.finishing: set[ShardRun] = set()
         self.in_flight = 0  # samples
@@ -35,7 +35,7 @@ class Holdings:
         """Abort the shard's calls and forget what it still has to do; nothing more of it is written."""
         run.lost = True
         run.forget()
-        self._cancel(task for task, unit in self.calls.items() if unit.run is run)
+        self._cancel(task for unit, task in self.calls.items() if unit.run is run)
         lane = self.lanes.get(run.key)
         if lane is not None and run in lane.runs:
             lane.runs.remove(run)
@@ -43,11 +43,11 @@ class Holdings:
 
     def abort(self, lane: LaneState) -> None:
         """Cancel the lane's calls; their units stay to be made."""
-        self._cancel(task for task, unit in self.calls.items() if unit.run.key == lane.key)
+        self._cancel(task for unit, task in self.calls.items() if unit.run.key == lane.key)
 
     def abort_all(self) -> None:
         """Cancel every call."""
-        self._cancel(self.calls)
+        self._cancel(self.calls.values())
 
     @staticmethod
     def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -78,7 +78,9 @@ class LaneState:
 def next_call(lanes: Iterable[LaneState]) -> tuple[LaneState, Unit, Permit] | None:
     """Which lane sends next: priority first, then the fewest calls in flight. None: nothing can go."""
     able = [lane for lane in lanes if lane.sends()]
-    for lane in sorted(able, key=lambda lane: (-lane.spec.priority, lane.in_flight)):
+    if len(able) > 1:
+        able.sort(key=lambda lane: (-lane.spec.priority, lane.in_flight))
+    for lane in able:
         found = lane.next_call()
         if found is not None:
             return (lane, *found)

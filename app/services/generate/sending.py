@@ -45,7 +45,7 @@ class Sender:
             weight = len(unit.sample_indices)
             lane.in_flight += weight
             held.in_flight += weight
-            held.calls[asyncio.create_task(self._call(lane, unit, permit))] = unit
+            held.calls[unit] = asyncio.create_task(self._call(lane, unit, permit))
 
     async def _call(self, lane: LaneState, unit: Unit, permit: Permit) -> None:
         weight = len(unit.sample_indices)
@@ -59,9 +59,7 @@ class Sender:
         finally:
             lane.in_flight -= weight
             self._held.in_flight -= weight
-            task = asyncio.current_task()
-            if task is not None:
-                self._held.calls.pop(task, None)
+            self._held.calls.pop(unit, None)
         if unit.run.lost:
             self._held.retire(lane)
             return
