@@ -159,11 +159,15 @@ class LatencyLimit:
     Where answers come at once, whatever waits there waits for no time that matters, and it is we who are slow: more in
     flight then lets us take up many answers at a time, and the limit grows by a ninth. (A delay that is small enough is
     no congestion: CoDel, RFC 8289. By no more, so that the limit goes on to be what holds us back, and is judged.)
-    Where that is over, nothing is known of the server yet, and it all begins anew.
+    Where that is over, steps are twofold again, for of the server itself nothing is known yet.
+
+    A step that what is in flight does not reach is taken back. Where answers take four times as long as they did, what
+    was found is of another server, so to speak: it all begins anew.
     """
 
     STEP, WORTH, KEEP = 1.25, 0.5, 0.2  # elasticities: worth going on for, worth keeping
-    AT_ONCE = 0.05  # seconds per answer; over at twice that
+    AT_ONCE = 0.05  # seconds per answer
+    ANOTHER = 4.0  # times the usual latency
     REST = 10  # epochs between trials
 
     def __init__(self, start: float = 4.0) -> None:
@@ -173,6 +177,7 @@ class LatencyLimit:
         # The present epoch: since when, answers to pass over until queues have their length, and what came after.
         self._began, self._skip = -math.inf, 0.0
         self._answers, self._seconds, self._work = 0, 0.0, 0
+        self._short = 0  # answers while the limit was not reached
 
     def _anew(self) -> None:
         self._limit = self._start
@@ -189,7 +194,13 @@ class LatencyLimit:
         return self._limit
 
     def answered(self, now: float, asked_at: float, weight: int, tokens: int, in_flight: int) -> None:
-        if asked_at < self._began or in_flight < _BINDING * math.floor(self._limit):
+        if asked_at < self._began:
+            return
+        if in_flight < _BINDING * math.floor(self._limit):
+            self._short += weight
+            if self._before is not None and self._short >= max(16, self._limit):
+                self._take_back(*self._before)
+                self._begin(now)
             return
         if self._skip > 0:
             self._skip -= weight
@@ -200,25 +211,25 @@ class LatencyLimit:
         self._seconds += (now - asked_at) * weight
         self._work += max(tokens, weight)
         if self._answers >= max(16, self._limit):
-            if not self._comes_at_once(self._seconds / self._answers, in_flight):
-                self._judge(self._seconds / self._work)
+            self._at_end(self._seconds / self._answers, self._seconds / self._work, in_flight)
             self._begin(now)
 
     def refused(self, now: float, asked_at: float, in_flight: int) -> None:
         if asked_at > self._cut_at:
             self._rest(max(1.0, min(self._limit, in_flight) / 2), None)
+            self._at_once = False
             self._cut_at = now
             self._begin(now)
 
-    def _comes_at_once(self, seconds: float, in_flight: int) -> bool:
-        """`seconds`: per answer. True: there is nothing to judge."""
-        at_once = self._at_once
-        if seconds <= self.AT_ONCE:
-            self._rest(max(self._limit, in_flight + 1, in_flight / _BINDING), None)
-            self._at_once = at_once = True
-        elif at_once and seconds > 2 * self.AT_ONCE:
-            self._anew()
-        return at_once
+    def _at_end(self, per_answer: float, per_token: float, in_flight: int) -> None:
+        """Of an epoch, in which answers and tokens took so many seconds each."""
+        if per_answer <= self.AT_ONCE:
+            self._at_once = True
+            self._rest(max(self._limit, in_flight + 1, in_flight / _BINDING), per_token)
+            return
+        if self._at_once:
+            self._at_once, self._factor, self._resting, self._climbed = False, 2.0, 0, True
+        self._judge(per_token)
 
     def _judge(self, seconds: float) -> None:
         if self._before is None:
@@ -240,6 +251,8 @@ class LatencyLimit:
 
     def _look(self, seconds: float) -> None:
         """An epoch at rest, or the first one of all."""
+        if self._usual is not None and seconds > self.ANOTHER * self._usual:
+            return self._anew()
         self._usual = seconds if self._usual is None else self._usual
         self._resting -= 1
         slower = seconds > 1.25 * self._usual
@@ -257,6 +270,12 @@ class LatencyLimit:
         self._limit, self._usual = limit, seconds
         self._before, self._factor, self._resting = None, self.STEP, self.REST
 
+    def _take_back(self, limit: float, seconds: float) -> None:
+        """A step that something else forbade: it is made again when the limit is reached again."""
+        factor = self._factor
+        self._rest(limit, seconds)
+        self._factor, self._resting = factor, 0
+
     def _begin(self, now: float) -> None:
         self._began, self._skip = now, self._limit if self._resting <= 0 else 0.0
-        self._answers, self._seconds, self._work = 0, 0.0, 0
+        self._answers, self._seconds, self._work, self._short = 0, 0.0, 0, 0

@@ -116,7 +116,7 @@ def check_silent(make: Make, model: EngineModel, seed: int) -> None:
     slots=st.integers(1, 32),
     seconds=st.floats(0.2, 5),
     ours=st.floats(0.00005, 0.0003),
-    most=st.integers(2, 150),
+    most=st.integers(2, 400),
 )
 def test_latency_lets_as_much_go_as_is_answered_at_once(
     slots: int, seconds: float, ours: float, most: int
@@ -127,11 +127,27 @@ def test_latency_lets_as_much_go_as_is_answered_at_once(
 def check_at_once(make: Make, slots: int, seconds: float, ours: float, most: int) -> None:
     """Where only the client takes time nothing holds it back; when the server gets slow, the limit comes down again."""
     loop = ClosedLoop(make(), most)
-    loop.run(4000, slots=200, seconds=0.001, ours=ours)
-    assert loop.controller.limit >= most, f"{loop.controller.limit:.0f} of {most}"
+    loop.run(6000, slots=500, seconds=0.001, ours=ours)
+    able = min(most, 0.7 * LatencyLimit.AT_ONCE / ours)
+    assert loop.controller.limit >= able, f"{loop.controller.limit:.0f} of {able:.0f}"
     loop.run(4000, slots, seconds, ours)
     let_go = min(loop.controller.limit, most)
     assert let_go <= max(2.5 * slots, 16), f"{let_go:.0f} where {slots} fit"
+
+
+def check_short(make: Make, least: float, each: float) -> None:
+    """Answers that take `least` seconds, and `each` more for each that is made beside them: soon no more at once, and
+    still worth more in flight."""
+    loop = ClosedLoop(make(), 1000)
+    loop.run(20_000, slots=1000, seconds=lambda n: least + each * n, ours=0.0)
+    worth = least / each  # in flight where twice as much brings 1.33 times the throughput
+    assert loop.controller.limit >= worth, f"{loop.controller.limit:.0f} where {worth:.0f} are worth it"
+
+
+@settings(deadline=None, derandomize=True, max_examples=8)
+@given(least=st.floats(0.02, 0.2), each=st.floats(0.0003, 0.001))
+def test_latency_goes_on_where_short_answers_get_longer(least: float, each: float) -> None:
+    check_short(LatencyLimit, least, each)
 
 
 class ClosedLoop:
@@ -142,13 +158,15 @@ class ClosedLoop:
         self.now = 0.0
         self.under_way: list[tuple[float, float]] = []  # (answered at, asked at), a heap
 
-    def run(self, answers: int, slots: int, seconds: float, ours: float) -> None:
+    def run(self, answers: int, slots: int, seconds: float | Callable[[int], float], ours: float) -> None:
+        """`seconds` of an answer, or what that is where so many are made at a time."""
         free = [self.now] * slots  # when each slot of the server is free, a heap
         for _ in range(answers):
             while len(self.under_way) < min(int(self.controller.limit), self.most):
                 start = max(self.now, heapq.heappop(free))
-                heapq.heappush(free, start + seconds)
-                heapq.heappush(self.under_way, (start + seconds, self.now))
+                takes = seconds(len(self.under_way) + 1) if callable(seconds) else seconds
+                heapq.heappush(free, start + takes)
+                heapq.heappush(self.under_way, (start + takes, self.now))
             answered_at, asked_at = heapq.heappop(self.under_way)
             self.now = max(self.now, answered_at) + ours
             self.controller.answered(self.now, asked_at, 1, 64, len(self.under_way) + 1)
@@ -270,8 +288,16 @@ class HoldsBack(LatencyLimit):
 class LetsAllGo(LatencyLimit):
     """Grows to where its limit holds nothing back, so that it is never judged again."""
 
-    def _comes_at_once(self, seconds: float, in_flight: int) -> bool:
-        return super()._comes_at_once(seconds, 2 * in_flight)
+    def _at_end(self, per_answer: float, per_token: float, in_flight: int) -> None:
+        super()._at_end(per_answer, per_token, 2 * in_flight)
+
+
+class StaysWhereItIs(LatencyLimit):
+    """Takes the end of answers that come at once for the server's limit."""
+
+    def _at_end(self, per_answer: float, per_token: float, in_flight: int) -> None:
+        if not (self._at_once and per_answer < 2 * self.AT_ONCE):
+            super()._at_end(per_answer, per_token, in_flight)
 
 
 class CutsForEach(ThrottleLimit):
@@ -297,6 +323,7 @@ MODEL = EngineModel(slots=48, tokens=48, spread=0.3)
         lambda: check_silent(lambda: Fixed(16), MODEL, 1),
         lambda: check_at_once(HoldsBack, 4, 1.0, 0.0002, 128),
         lambda: check_at_once(LetsAllGo, 4, 1.0, 0.0002, 128),
+        lambda: check_short(StaysWhereItIs, 0.03, 0.0003),
         lambda: check_throttled(CutsForEach, 100, 2),
         lambda: check_throttled(lambda: Fixed(120), 50, 1),
     ],
@@ -311,6 +338,7 @@ MODEL = EngineModel(slots=48, tokens=48, spread=0.3)
         "stops-too-soon",
         "holds-back",
         "lets-all-go",
+        "stays-where-it-is",
         "cuts-for-each-refusal",
         "does-not-listen",
     ],
