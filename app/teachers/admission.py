@@ -159,7 +159,7 @@ class LatencyLimit:
     Where answers come at once, whatever waits there waits for no time that matters, and it is we who are slow: more in
     flight then lets us take up many answers at a time, and the limit grows by a ninth. (A delay that is small enough is
     no congestion: CoDel, RFC 8289. By no more, so that the limit goes on to be what holds us back, and is judged.)
-    Where that is over, steps are twofold again, for of the server itself nothing is known yet.
+    Where that is over, throughput decides again.
 
     A step that what is in flight does not reach is taken back. Where answers take four times as long as they did, what
     was found is of another server, so to speak: it all begins anew.
@@ -227,8 +227,10 @@ class LatencyLimit:
             self._at_once = True
             self._rest(max(self._limit, in_flight + 1, in_flight / _BINDING), per_token)
             return
-        if self._at_once:
-            self._at_once, self._factor, self._resting, self._climbed = False, 2.0, 0, True
+        if self._at_once:  # it was longer with each step, so that it is now is no sign of a slow server
+            self._at_once, self._resting, self._climbed = False, 0, True
+            if self._usual is not None and per_token <= self.ANOTHER * self._usual:
+                self._usual = None
         self._judge(per_token)
 
     def _judge(self, seconds: float) -> None:
