@@ -227,10 +227,12 @@ class LatencyLimit:
             self._at_once = True
             self._rest(max(self._limit, in_flight + 1, in_flight / _BINDING), per_token)
             return
-        if self._at_once:  # it was longer with each step, so that it is now is no sign of a slow server
-            self._at_once, self._resting, self._climbed = False, 0, True
-            if self._usual is not None and per_token <= self.ANOTHER * self._usual:
-                self._usual = None
+        if self._at_once:
+            self._at_once = False
+            if not self._is_another(
+                per_token
+            ):  # it was longer with each step: that it is now is no sign of a slow server
+                self._usual, self._resting = None, 0
         self._judge(per_token)
 
     def _judge(self, seconds: float) -> None:
@@ -253,7 +255,7 @@ class LatencyLimit:
 
     def _look(self, seconds: float) -> None:
         """An epoch at rest, or the first one of all."""
-        if self._usual is not None and seconds > self.ANOTHER * self._usual:
+        if self._is_another(seconds):
             return self._anew()
         self._usual = seconds if self._usual is None else self._usual
         self._resting -= 1
@@ -261,6 +263,9 @@ class LatencyLimit:
         if self._resting <= 0 or slower:
             self._up = not slower
             self._go_on(self._limit, seconds)
+
+    def _is_another(self, seconds: float) -> bool:
+        return self._usual is not None and seconds > self.ANOTHER * self._usual
 
     def _go_on(self, limit: float, seconds: float) -> None:
         self._before = (limit, seconds)
