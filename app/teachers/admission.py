@@ -229,9 +229,8 @@ class LatencyLimit:
             return
         if self._at_once:
             self._at_once = False
-            if not self._is_another(
-                per_token
-            ):  # it was longer with each step: that it is now is no sign of a slow server
+            if not self._is_another(per_token):
+                # It was longer with each step: that it is longer now is no sign of a slow server.
                 self._usual, self._resting = None, 0
         self._judge(per_token)
 
