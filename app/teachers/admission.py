@@ -62,7 +62,8 @@ class ThrottleLimit:
 class PressureLimit:
     """Keeps a few samples waiting in the engine, so that no slot of it is ever free, and no more than a few.
 
-    Grows while less than that waits: doubling at first, then by what is missing, more with each reading that is low.
+    Grows while less than that waits: doubling until enough does, then by what is missing, more with each reading that
+    is low.
     What waits beyond it is taken back at once, by our share of all that is in the engine. Where more than a tenth of
     the answers were preempted on their way, memory is over-committed: the limit is cut, and passes that mark later
     in small steps only.
@@ -120,6 +121,7 @@ class PressureLimit:
             self._grow(now, bool(new), wanted)
         else:
             self._short = 0
+            self._doubling = self._doubling and queue < wanted / 2
         self._preempted, self._answers = 0.9 * self._preempted, 0.9 * self._answers
 
     def _grow(self, now: float, preempting: bool, wanted: float) -> None:
@@ -153,8 +155,9 @@ class LatencyLimit:
     Throughput is in flight ÷ latency (Little, 1961), latency per generated token so that long answers do not look like
     a slow server. It is measured over epochs of answers to calls that began after the last change, and only while the
     limit holds something back. Elasticity of throughput is what decides: its relative change ÷ the limit's. Steps are
-    twofold until one brings next to nothing, then a quarter. A limit that rests is tried upwards once in a while, and
-    downwards where its latency has grown.
+    twofold until one brings next to nothing, then a quarter, over epochs three times as long: what answers of uneven
+    length bring by chance must be small beside what such a step brings. A limit that rests is tried upwards once in a
+    while, and downwards where its latency has grown.
 
     Where answers come at once, whatever waits there waits for no time that matters, and it is we who are slow: more in
     flight then lets us take up many answers at a time, and the limit grows by a ninth. (A delay that is small enough is
@@ -168,7 +171,8 @@ class LatencyLimit:
     STEP, WORTH, KEEP = 1.25, 0.5, 0.2  # elasticities: worth going on for, worth keeping
     AT_ONCE = 0.05  # seconds per answer
     ANOTHER = 4.0  # times the usual latency
-    REST = 10  # epochs between trials
+    ROUNDS = 3  # of the limit's worth of answers in an epoch where a step is a quarter
+    REST = 4  # epochs between trials
 
     def __init__(self, start: float = 4.0) -> None:
         self._start = start
@@ -211,8 +215,11 @@ class LatencyLimit:
         self._seconds += (now - asked_at) * weight
         self._work += max(tokens, weight)
         if self._answers >= max(16, self._limit):
-            self._at_end(self._seconds / self._answers, self._seconds / self._work, in_flight)
-            self._begin(now)
+            per_answer, per_token = self._seconds / self._answers, self._seconds / self._work
+            coarse = self._factor == 2 or self._at_once or self._is_another(per_token)
+            if coarse or self._answers >= self.ROUNDS * max(16, self._limit):
+                self._at_end(per_answer, per_token, in_flight)
+                self._begin(now)
 
     def refused(self, now: float, asked_at: float, in_flight: int) -> None:
         if asked_at > self._cut_at:
