@@ -7,7 +7,7 @@ from functools import partial
 from itertools import chain
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Path, Query, Response
+from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
@@ -244,6 +244,7 @@ def _clear(storage: Storage, export_id: str) -> None:
         log.warning("files of export %s are left to the next tidying: %s", export_id, error.detail)
 
 
+@router.head("/exports/{export_id}/files/{name}", include_in_schema=False)
 @router.get(
     "/exports/{export_id}/files/{name}",
     summary="Fetch a file of an export",
@@ -259,6 +260,7 @@ def _clear(storage: Storage, export_id: str) -> None:
     },
 )
 def download_file(
+    request: Request,
     session: Reading,
     who: Reader,
     given: ResourcesDep,
@@ -281,7 +283,7 @@ def download_file(
     ] = None,
 ) -> Response:
     """The ETag is the file's SHA-256. One `Range` is honoured, so that a broken fetch can go on; with `If-Range`, in
-    the file of that ETag only: another one comes whole.
+    the file of that ETag only: another one comes whole. `HEAD` tells its size and its ETag.
 
     ```sh
     curl -sOC - http://127.0.0.1:8321/v1/exports/$EXPORT/files/train-00000.parquet \\
@@ -298,7 +300,8 @@ def download_file(
         return Response(status_code=304, headers=headers)
     start, end = 0, file.n_bytes
     status = 200
-    if range_ is not None and if_range in (None, headers["ETag"]):
+    head = request.method == "HEAD"  # to which Range means nothing (RFC 9110 §14.2)
+    if range_ is not None and not head and if_range in (None, headers["ETag"]):
         asked = _range(range_, file.n_bytes)
         if asked == "unsatisfiable":
             raise HTTPException(
@@ -311,7 +314,7 @@ def download_file(
             status = 206
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.n_bytes}"
     headers["Content-Length"] = str(end - start)
-    blocks = _blocks(given.storage, path, start, end)
+    blocks = _blocks(given.storage, path, start, start if head else end)
     first = next(blocks, b"")  # a file that is gone is told as that, before the answer has begun
     return StreamingResponse(chain((first,), blocks), status, headers, media_type="application/octet-stream")
 

@@ -117,6 +117,20 @@ def test_a_fetch_goes_on_where_it_was_cut(api: TestClient, export: dict[str, Any
     assert api.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
+def test_a_file_is_looked_at_before_it_is_fetched(api: TestClient, export: dict[str, Any]) -> None:
+    """As readers of Parquet over HTTP do, to learn where its footer is."""
+    (file,) = [file for file in export["files"] if file["name"].endswith(".jsonl")]
+    path = f"/v1/exports/{export['id']}/files/{file['name']}"
+    fetched = api.get(path)
+    for headers in ({}, {"Range": "bytes=0-1"}):
+        told = api.head(path, headers=headers)
+        assert (told.status_code, told.content) == (200, b"")
+        for name in ("content-length", "content-type", "etag", "accept-ranges", "content-disposition"):
+            assert told.headers[name] == fetched.headers[name]
+    assert api.head(path, headers={"If-None-Match": fetched.headers["etag"]}).status_code == 304
+    assert api.head(path + "x").status_code == 404
+
+
 NO_FILES = (
     *(
         "..%2F..%2Fretort.db",
