@@ -86,6 +86,7 @@ def export(
         intended_use=intended_use(commercial, competing, redistribution),
         on_refusal="drop" if drop_refused else "refuse",
     )
+    to.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told before the export is
     with client() as api:
         asked = api.create_export(spec, idempotency_key=f"cli-{secrets.token_hex(12)}")
         made = await_export(api, asked, err)

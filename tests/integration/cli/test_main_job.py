@@ -247,7 +247,7 @@ def test_jobs_are_listed_shown_and_steered(retort: Retort, prompts: Path, teache
         (("job_none", "--to", "out"), 5, "there is no job 'job_none'"),
         (("{job}", "--to", "out", "--format", "floppy"), 4, "there is no format 'floppy'"),
         (("{job}", "--to", "a-file"), 2, "is a file"),
-        (("{job}", "--to", "a-file/out"), 1, "a-file/out: Not a directory"),
+        (("job_none", "--to", "a-file/out"), 1, "a-file/out: Not a directory"),
         (("{job}", "--to", "out", "--rows-per-file", "0"), 2, "--rows-per-file"),
     ],
 )
