@@ -63,10 +63,9 @@ class PressureLimit:
     """Keeps a few samples waiting in the engine, so that no slot of it is ever free, and no more than a few.
 
     Grows while less than that waits: doubling until enough does, then by what is missing, more with each reading that
-    is low.
-    What waits beyond it is taken back at once, by our share of all that is in the engine. Where more than a tenth of
-    the answers were preempted on their way, memory is over-committed: the limit is cut, and passes that mark later
-    in small steps only.
+    is low. What waits beyond it is taken back at once, by our share of all that is in the engine. Where more than a
+    tenth of the answers were preempted on their way, memory is over-committed: the limit is cut, and passes that mark
+    later in small steps only.
     """
 
     TOLERATED = 0.1  # preemptions per answer
@@ -121,7 +120,8 @@ class PressureLimit:
             self._grow(now, bool(new), wanted)
         else:
             self._short = 0
-            self._doubling = self._doubling and queue < wanted / 2
+            if queue >= wanted / 2:
+                self._doubling = False
         self._preempted, self._answers = 0.9 * self._preempted, 0.9 * self._answers
 
     def _grow(self, now: float, preempting: bool, wanted: float) -> None:
@@ -200,9 +200,10 @@ class LatencyLimit:
     def answered(self, now: float, asked_at: float, weight: int, tokens: int, in_flight: int) -> None:
         if asked_at < self._began:
             return
+        round_ = max(16, self._limit)
         if in_flight < _BINDING * math.floor(self._limit):
             self._short += weight
-            if self._before is not None and self._short >= max(16, self._limit):
+            if self._before is not None and self._short >= round_:
                 self._take_back(*self._before)
                 self._begin(now)
             return
@@ -214,10 +215,10 @@ class LatencyLimit:
         self._answers += weight
         self._seconds += (now - asked_at) * weight
         self._work += max(tokens, weight)
-        if self._answers >= max(16, self._limit):
+        if self._answers >= round_:
             per_answer, per_token = self._seconds / self._answers, self._seconds / self._work
             coarse = self._factor == 2 or self._at_once or self._is_another(per_token)
-            if coarse or self._answers >= self.ROUNDS * max(16, self._limit):
+            if coarse or self._answers >= self.ROUNDS * round_:
                 self._at_end(per_answer, per_token, in_flight)
                 self._begin(now)
 
